@@ -1,0 +1,71 @@
+"""Every error a user of the server can meet, in one tree; `service/status.py` maps it to gRPC status codes.
+
+    DragomanServerError
+    ├── BundleError (ValueError)            a bundle that will not be loaded
+    ├── InvalidRequestError (ValueError)    a request's field is wrong; names the field
+    ├── ModelNotFoundError (LookupError)    no such model or language pair
+    ├── QueueFullError (RuntimeError)       too many segments wait; try later
+    ├── DeadlineError (TimeoutError)        the request's deadline passed
+    ├── CancelledError (RuntimeError)       the caller cancelled the request
+    ├── ShuttingDownError (RuntimeError)    the server drains and takes no more
+    └── EngineError (RuntimeError)          the runtime failed; nothing the caller did
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BundleError",
+    "CancelledError",
+    "DeadlineError",
+    "DragomanServerError",
+    "EngineError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "QueueFullError",
+    "ShuttingDownError",
+]
+
+
+class DragomanServerError(Exception):
+    """Base of every error below."""
+
+
+class BundleError(DragomanServerError, ValueError):
+    """A bundle is incomplete, altered, or of an unknown schema; the message names the file."""
+
+
+class InvalidRequestError(DragomanServerError, ValueError):
+    """A field of a request is wrong."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+class ModelNotFoundError(DragomanServerError, LookupError):
+    """No served model has that name, or translates that language pair."""
+
+
+class QueueFullError(DragomanServerError, RuntimeError):
+    """The waiting queue is full."""
+
+    def __init__(self, waiting: int, retry_after_seconds: float) -> None:
+        super().__init__(f"{waiting} sentences wait already; retry in {retry_after_seconds:.1f} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineError(DragomanServerError, TimeoutError):
+    """The request's deadline passed before its translation was complete."""
+
+
+class CancelledError(DragomanServerError, RuntimeError):
+    """The caller cancelled the request."""
+
+
+class ShuttingDownError(DragomanServerError, RuntimeError):
+    """The server is draining: what it accepted is finished, nothing new is taken."""
+
+
+class EngineError(DragomanServerError, RuntimeError):
+    """The runtime failed while executing the network."""
