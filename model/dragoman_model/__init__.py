@@ -1,0 +1,1 @@
+"""Trains and evaluates translation models in PyTorch."""

@@ -1,0 +1,29 @@
+"""The fused loss against the plain one, and the plain one against torch's."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dragoman_model.losses import fused_output_losses, token_losses
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_fused_losses_and_gradients_equal_the_plain_ones(label_smoothing: float) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1300, 16, requires_grad=True)  # more than two chunks
+    weight = torch.randn(50, 16, requires_grad=True)
+    target = torch.randint(0, 50, (1300,))
+    plain = token_losses(hidden @ weight.t(), target, label_smoothing)
+    fused = fused_output_losses(hidden, weight, target, label_smoothing)
+    torch.testing.assert_close(fused, (plain[0], plain[1].detach()))
+    expected = torch.autograd.grad(3.0 * plain[0], (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(3.0 * fused[0], (hidden, weight)), expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_plain_loss_is_torchs_cross_entropy(label_smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(20, 30), torch.randint(0, 30, (20,))
+    smoothed, likelihood = token_losses(logits, target, label_smoothing)
+    torch.testing.assert_close(smoothed, F.cross_entropy(logits, target, label_smoothing=label_smoothing))
+    torch.testing.assert_close(likelihood, F.cross_entropy(logits, target))
