@@ -1,0 +1,282 @@
+"""A training run from parallel text to a checkpoint; stopped at any time, it goes on where it stood."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from dragoman_model.callbacks import RunProgress, SaveRun, Throughput
+from dragoman_model.checkpoint import Checkpoint, average_weights, load_weights, save_weights
+from dragoman_model.config import preset_config
+from dragoman_model.corpus import ParallelCorpus
+from dragoman_model.curve import draw_curve
+from dragoman_model.dataset import BatchStream, TokenisedCorpus, tokenise
+from dragoman_model.loaders import TrainingBatches, ValidationBatches
+from dragoman_model.options import TrainOptions
+from dragoman_model.resume import SafetensorsIO
+from dragoman_model.task import TranslationTask
+from dragoman_model.transformer import Transformer
+from dragoman_model.vocabulary import train_tokenizers
+from dragoman_server.tokenizer import Tokenizer
+
+__all__ = ["Provenance", "train_model"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the training data is; goes into the checkpoint, the bundle and its model card."""
+
+    source_language: str
+    target_language: str
+    data: str = ""
+    """Where the text comes from."""
+    licence: str = ""
+
+
+def train_model(
+    train: ParallelCorpus, valid: ParallelCorpus, out: Path, options: TrainOptions, provenance: Provenance
+) -> dict[str, Any]:
+    """Train, or go on with the run that `out` holds, and leave the averaged checkpoint in `out`.
+
+    Args:
+        train: Training pairs.
+        valid: Validation pairs; decide early stopping and the best weights.
+        out: Folder of the checkpoint; `out/run` holds what resuming needs, logs and the training curve.
+        options: All settings.
+        provenance: Languages and origin of the text.
+
+    Returns:
+        The run's report, also in `out/report.json`: steps, minutes, tokens per second, losses, parameters.
+
+    Raises:
+        ValueError: the text or the options cannot be used, or `out` holds a run with other options.
+        DivergenceError: the loss or a gradient is not a number.
+        SystemExit: SIGTERM arrived; the run is saved.
+    """
+    run_folder = out / "run"
+    run_folder.mkdir(parents=True, exist_ok=True)
+    _check_same_run(run_folder / "options.json", options)
+    _keep_freed_memory()
+    seed_everything(options.run.seed, verbose=False)
+    tokenizers = _tokenizers(train, out, options)
+    data, held_out = _tokenised(train, valid, tokenizers, run_folder, options)
+    model = Transformer(
+        preset_config(
+            options.model.preset,
+            source_vocabulary_size=tokenizers[0].vocabulary_size,
+            target_vocabulary_size=tokenizers[1].vocabulary_size,
+            shared_vocabulary=options.vocabulary.shared_vocabulary,
+            **options.model.changes(),
+        )
+    )
+    started = time.monotonic()
+    trainer, save = _fit(model, data, held_out, run_folder, options)
+    report = _report(trainer, save, model, data, options, time.monotonic() - started)
+    if trainer.is_global_zero:
+        _finish(model, save, tokenizers, out, options, provenance, report)
+    return report
+
+
+def _check_same_run(file: Path, options: TrainOptions) -> None:
+    """A resumed run keeps its options, but for how long it goes on."""
+    now = asdict(options)
+    if file.is_file():
+        before = json.loads(file.read_text())
+        for settings in (before, now):
+            for name in ("max_steps", "max_minutes", "patience", "average_of"):
+                settings["run"].pop(name)
+        changed = [
+            f"{part}.{name}"
+            for part in now
+            for name in now[part]
+            if now[part][name] != before[part].get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{file.parent.parent} holds a run with other options ({', '.join(changed)}): "
+                "give the same ones to go on with it, or another --out"
+            )
+    file.write_text(json.dumps(asdict(options), indent=2) + "\n")
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse freed blocks rather than return them: page faults take half of a step otherwise."""
+    m_mmap_max, m_trim_threshold = -4, -1
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _tokenizers(train: ParallelCorpus, out: Path, options: TrainOptions) -> tuple[Tokenizer, Tokenizer]:
+    files = [out / "run" / f"{side}.spm" for side in ("source", "target")]
+    if not all(file.is_file() for file in files):
+        _log.info("training the tokenizer")
+        for file, tokenizer in zip(
+            files, train_tokenizers(train, options.vocabulary, options.augment, options.run.seed), strict=True
+        ):
+            file.write_bytes(tokenizer.model)
+    source = Tokenizer(files[0].read_bytes())
+    return source, source if options.vocabulary.shared_vocabulary else Tokenizer(files[1].read_bytes())
+
+
+def _tokenised(
+    train: ParallelCorpus,
+    valid: ParallelCorpus,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    run_folder: Path,
+    options: TrainOptions,
+) -> tuple[TokenisedCorpus, TokenisedCorpus]:
+    _log.info("tokenising")
+    cache, seed = run_folder / "data", options.run.seed
+    data = tokenise(train, tokenizers, cache, options=options.dataset, augment=options.augment, seed=seed)
+    _log.info("training pairs: %s; %d with augmentation", data.report, data.pairs)
+    plain = type(options.dataset)(max_tokens=options.dataset.max_tokens)
+    held_out = tokenise(valid, tokenizers, cache, options=plain)
+    _log.info("validation pairs: %s", held_out.report)
+    return data, held_out
+
+
+def _fit(
+    model: Transformer,
+    data: TokenisedCorpus,
+    held_out: TokenisedCorpus,
+    run_folder: Path,
+    options: TrainOptions,
+) -> tuple[Trainer, SaveRun]:
+    run, optimisation = options.run, options.optimisation
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no advertisements
+    save = SaveRun(run_folder, keep=run.average)
+    callbacks: list[Callback] = [Throughput(), RunProgress(run.max_steps * optimisation.accumulate)]
+    if run.patience:
+        callbacks.append(EarlyStopping("valid/likelihood", patience=run.patience, check_finite=True))
+    trainer = Trainer(
+        accelerator=run.device,
+        devices=run.devices,
+        precision=run.precision,
+        max_steps=run.max_steps,
+        max_epochs=-1,
+        max_time=None if run.max_minutes is None else timedelta(minutes=run.max_minutes),
+        val_check_interval=run.validate_every * optimisation.accumulate,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=optimisation.accumulate,
+        gradient_clip_val=optimisation.gradient_clip or None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=50,
+        plugins=[SafetensorsIO()],
+        callbacks=[*callbacks, save],  # last: it saves the state of the others
+        logger=[
+            TensorBoardLogger(run_folder, "tensorboard", ""),
+            CSVLogger(run_folder, "csv", flush_logs_every_n_steps=10),
+        ],
+    )
+    task = TranslationTask(
+        model, optimisation.learning_rate, optimisation.warmup_steps, optimisation.label_smoothing
+    )
+    stream = BatchStream(
+        data, optimisation.batch_tokens, run.seed, rank=trainer.global_rank, world_size=trainer.world_size
+    )
+    batches = TrainingBatches(stream)
+    checks = ValidationBatches(BatchStream(held_out, optimisation.batch_tokens, run.seed))
+    with _interrupt_as_termination(), _quiet_library():
+        try:
+            trainer.fit(
+                task, batches, checks, ckpt_path=save.resume_file if save.resume_file.is_file() else None
+            )
+        except SIGTERMException:  # saved by then
+            raise SystemExit(128 + signal.SIGTERM) from None
+    return trainer, save
+
+
+@contextlib.contextmanager
+def _interrupt_as_termination() -> Iterator[None]:
+    """Ctrl-C saves the run as SIGTERM does."""
+    previous = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without Lightning's advice on data loaders, and the deprecated names of torch that it calls."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")
+        yield
+
+
+def _report(
+    trainer: Trainer,
+    save: SaveRun,
+    model: Transformer,
+    data: TokenisedCorpus,
+    options: TrainOptions,
+    seconds: float,
+) -> dict[str, Any]:
+    throughput = next(callback for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+    return {
+        "steps": trainer.global_step,
+        "parameters": model.num_parameters,
+        "pairs": asdict(data.report),
+        "training_minutes": round(throughput.seconds / 60, 1),
+        "minutes_of_this_process": round(seconds / 60, 1),
+        "target_tokens": throughput.tokens,
+        "target_tokens_per_second": round(throughput.tokens / max(throughput.seconds, 1e-9)),
+        "best_valid_likelihood": min((loss for _, loss in save.history), default=None),
+        "threads": torch.get_num_threads(),
+        "seed": options.run.seed,
+        "torch": torch.__version__,
+    }
+
+
+def _finish(
+    model: Transformer,
+    save: SaveRun,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    out: Path,
+    options: TrainOptions,
+    provenance: Provenance,
+    report: dict[str, Any],
+) -> None:
+    """Average the chosen weights into the checkpoint and draw the curve."""
+    steps = save.chosen(best=options.run.average_of == "best", count=options.run.average)
+    if steps:
+        averaged = save.folder / "averaged.safetensors"
+        save_weights(average_weights([save.weights_file(step) for step in steps]), averaged)
+        load_weights(model, averaged)
+        averaged.unlink()
+    report["averaged_steps"] = sorted(steps)
+    metadata = {
+        "provenance": provenance.data,
+        "licence": provenance.licence,
+        "training": report,
+        "options": asdict(options),
+    }
+    languages = provenance.source_language, provenance.target_language
+    Checkpoint(model, *tokenizers, *languages, metadata).save(out)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw_curve(save.folder / "csv", out / "curve.png")

@@ -1,0 +1,159 @@
+"""Runs that are stopped, continued, changed and broken."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dragoman_model.augment import AugmentOptions
+from dragoman_model.checkpoint import load_checkpoint
+from dragoman_model.corpus import ParallelCorpus
+from dragoman_model.dataset import DatasetOptions
+from dragoman_model.options import ModelOptions, OptimisationOptions, RunOptions, TrainOptions
+from dragoman_model.task import DivergenceError
+from dragoman_model.training import Provenance, train_model
+from dragoman_model.vocabulary import VocabularyOptions
+
+OPTIONS = TrainOptions(
+    ModelOptions(preset="tiny", encoder_layers=1, decoder_layers=1, d_model=32, d_ff=32),
+    VocabularyOptions(vocabulary_size=320),
+    DatasetOptions(),
+    AugmentOptions(),
+    OptimisationOptions(batch_tokens=256, warmup_steps=50, accumulate=2),
+    RunOptions(max_steps=30, validate_every=10, average=2, device="cpu", patience=0),
+)
+PROVENANCE = Provenance("en", "de", "made up", "CC0")
+
+
+def run(corpus: ParallelCorpus, out: Path, options: TrainOptions = OPTIONS) -> dict[str, object]:
+    return train_model(corpus, corpus, out, options, PROVENANCE)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    left, right = weights(first), weights(second)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(counting_corpus: ParallelCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    run(counting_corpus, out)
+    return out
+
+
+def test_a_run_leaves_a_checkpoint_with_its_report(uninterrupted: Path) -> None:
+    checkpoint = load_checkpoint(uninterrupted)
+    assert checkpoint.metadata["licence"] == "CC0"
+    assert checkpoint.metadata["training"]["steps"] == 30
+    assert checkpoint.metadata["training"]["averaged_steps"] == [20, 30]
+    assert (uninterrupted / "curve.png").read_bytes().startswith(b"\x89PNG")
+    log = (uninterrupted / "run" / "csv" / "version_0" / "metrics.csv").read_text()
+    assert "valid/likelihood" in log
+    assert any((uninterrupted / "run" / "tensorboard").iterdir())
+
+
+def test_the_average_is_that_of_the_last_weights(uninterrupted: Path) -> None:
+    saved = [load_file(file) for file in sorted((uninterrupted / "run" / "weights").iterdir())[-2:]]
+    for name, tensor in weights(uninterrupted).items():
+        torch.testing.assert_close(tensor, (saved[0][name] + saved[1][name]) / 2)
+
+
+def test_a_run_in_two_parts_ends_at_the_same_weights(
+    uninterrupted: Path, counting_corpus: ParallelCorpus, tmp_path: Path
+) -> None:
+    first_part = replace(OPTIONS, run=replace(OPTIONS.run, max_steps=20))
+    run(counting_corpus, tmp_path, first_part)
+    torch.rand(99)  # what else drew from the generator must not matter
+    run(counting_corpus, tmp_path)
+    assert_same_weights(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_continues_to_the_same_weights(
+    stop: signal.Signals, uninterrupted: Path, counting_corpus: ParallelCorpus, tmp_path: Path
+) -> None:
+    process = start_run(counting_corpus, tmp_path)
+    wait_for(tmp_path / "run" / "resume.safetensors", process)
+    process.send_signal(stop)
+    assert process.wait(60) == (143 if stop is signal.SIGTERM else -9)
+    assert not (tmp_path / "model.safetensors").exists()
+    run(counting_corpus, tmp_path)
+    assert_same_weights(uninterrupted, tmp_path)
+
+
+def start_run(corpus: ParallelCorpus, out: Path) -> subprocess.Popen[bytes]:
+    """The same run in a process of its own, slowed down so that it is caught in the middle."""
+    source, target = corpus.files
+    program = f"""
+import importlib.util, time
+from pathlib import Path
+from lightning.pytorch import Trainer
+from dragoman_model.corpus import ParallelCorpus
+from dragoman_model.task import TranslationTask
+spec = importlib.util.spec_from_file_location("test_training", {__file__!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+step = TranslationTask.training_step
+def slow(self, batch, batch_idx):
+    time.sleep(0.15)
+    return step(self, batch, batch_idx)
+TranslationTask.training_step = slow
+module.run(ParallelCorpus((Path({str(source)!r}), Path({str(target)!r}))), Path({str(out)!r}))
+"""
+    return subprocess.Popen([sys.executable, "-c", program], env={**os.environ}, stderr=subprocess.DEVNULL)
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while not file.exists():
+        assert process.poll() is None, "the run ended before it saved anything"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.5)  # some steps beyond the save, which the continued run must repeat exactly
+
+
+def test_other_options_are_refused_and_named(uninterrupted: Path, counting_corpus: ParallelCorpus) -> None:
+    changed = replace(OPTIONS, optimisation=replace(OPTIONS.optimisation, warmup_steps=60))
+    with pytest.raises(ValueError, match=r"other options \(optimisation\.warmup_steps\)"):
+        run(counting_corpus, uninterrupted, changed)
+
+
+def test_early_stopping(counting_corpus: ParallelCorpus, tmp_path: Path) -> None:
+    stuck = replace(
+        OPTIONS,
+        optimisation=replace(OPTIONS.optimisation, learning_rate=1e-9, accumulate=1),
+        run=replace(OPTIONS.run, max_steps=500, validate_every=5, patience=2),
+    )
+    assert run(counting_corpus, tmp_path, stuck)["steps"] < 500
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+    counting_corpus: ParallelCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dragoman_model import training
+
+    built = training.Transformer
+
+    def broken(config: object) -> torch.nn.Module:
+        network = built(config)
+        network.encoder.layers[0].feed_forward.inner.weight.data[3, 3] = float("nan")
+        return network
+
+    monkeypatch.setattr(training, "Transformer", broken)
+    with pytest.raises(
+        DivergenceError, match=r"step 0, first in encoder\.layers\.0\.feed_forward\.inner\.weight"
+    ):
+        run(counting_corpus, tmp_path)
