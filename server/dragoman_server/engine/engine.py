@@ -1,0 +1,162 @@
+"""The engine as the service sees it: submit, cancel, look, drain, close."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from dragoman_server.engine.messages import Request, output_limit
+from dragoman_server.engine.runner import Runner, RunnerLimits
+from dragoman_server.engine.scheduler import Scheduler
+from dragoman_server.engine.shared_queue import SharedQueue
+from dragoman_server.engine.telemetry import EngineStats, Observer, Telemetry
+from dragoman_server.engine.worker import Worker
+from dragoman_server.errors import InvalidRequestError, QueueFullError
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Translates token ids on one thread per runner; every method may be called from any thread.
+
+    Use as a context manager, or call `close`.
+
+    Args:
+        runners: At least one; of one size. They share the waiting queue; each keeps its own slots.
+        max_queue: Requests that may wait for slots before further ones are refused.
+        bos_id: The token that starts every output.
+        eos_id: The token that ends an output.
+        observer: Is told of every encoder run, step and end of a request.
+
+    Raises:
+        ValueError: there is no runner, or `max_queue` is below 1.
+    """
+
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        *,
+        max_queue: int,
+        bos_id: int,
+        eos_id: int,
+        observer: Observer | None = None,
+    ) -> None:
+        if not runners:
+            raise ValueError("an engine needs at least one runner")
+        self._slots = sum(runner.limits.max_rows for runner in runners)
+        self._limits = _limits_of_all(runners)
+        self._telemetry = Telemetry(observer)
+        self._queue = SharedQueue(Scheduler(max_queue), workers=len(runners))
+        self._workers = [
+            Worker(runner, self._queue, self._telemetry, number=number, bos_id=bos_id, eos_id=eos_id)
+            for number, runner in enumerate(runners)
+        ]
+        # Daemons, so that an engine left open does not keep the process alive.
+        self._threads = [
+            threading.Thread(target=worker.run, name=f"dragoman-decode-{number}", daemon=True)
+            for number, worker in enumerate(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def limits(self) -> RunnerLimits:
+        """What a request may ask for: every runner can hold it."""
+        return self._limits
+
+    def submit(self, request: Request) -> None:
+        """Accept a request; its `notify` then gets exactly one `Finished` or `Failed`.
+
+        Sets the request's `arrived` and `max_output_tokens`.
+
+        Raises:
+            InvalidRequestError: `source` or `beam_size` does not fit the runners.
+            QueueFullError: too many requests wait; it says when to retry.
+            ShuttingDownError: after `drain` or `close`.
+        """
+        self._check(request)
+        bounds = [output_limit(len(request.source)), self._limits.max_target_tokens]
+        if request.options.max_output_tokens is not None:
+            bounds.append(request.options.max_output_tokens)
+        request.max_output_tokens = min(bounds)
+        request.arrived = time.monotonic()
+        try:
+            self._queue.put(request)
+        except QueueFullError:
+            self._telemetry.refused()
+            raise
+
+    def cancel(self, request: Request) -> None:
+        """Give a request up: its slots are free before the next step.
+
+        Its last event is `Failed(CancelledError)`, unless another was already on its way. To cancel twice,
+        or after the end, does nothing.
+        """
+        self._queue.cancel(request)
+
+    def stats(self) -> EngineStats:
+        """The queue, the slots and the totals."""
+        return EngineStats(
+            waiting=self._queue.waiting,
+            unanswered=self._queue.unanswered,
+            slots_in_use=sum(worker.slots_in_use for worker in self._workers),
+            slots=self._slots,
+            totals=self._telemetry.totals,
+        )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Accept nothing more, and wait until everything accepted is answered.
+
+        Args:
+            timeout: Seconds; `None` waits without bound.
+
+        Returns:
+            Whether all is answered; `False`: the time was too short, and work goes on.
+        """
+        return self._queue.drain(timeout)
+
+    def close(self) -> None:
+        """Stop the threads after their current step; what is left gets `Failed(ShuttingDownError)`.
+
+        Not to be called from a `notify`, which runs on one of these threads.
+        """
+        self._queue.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check(self, request: Request) -> None:
+        length, limits = len(request.source), self._limits
+        if length == 0:
+            raise InvalidRequestError("source", "is empty")
+        if length > limits.max_source_tokens:
+            raise InvalidRequestError(
+                "source", f"has {length} tokens; the model takes at most {limits.max_source_tokens}"
+            )
+        if request.options.beam_size > limits.max_rows:
+            raise InvalidRequestError(
+                "beam_size", f"is {request.options.beam_size}; this server's limit is {limits.max_rows}"
+            )
+
+
+def _limits_of_all(runners: Sequence[Runner]) -> RunnerLimits:
+    limits = [runner.limits for runner in runners]
+    return RunnerLimits(
+        max_rows=min(limit.max_rows for limit in limits),
+        max_source_tokens=min(limit.max_source_tokens for limit in limits),
+        max_target_tokens=min(limit.max_target_tokens for limit in limits),
+        vocabulary_size=min(limit.vocabulary_size for limit in limits),
+    )

@@ -1,0 +1,133 @@
+"""The scheduler behind a lock: where callers' threads and the workers' threads meet."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+
+from dragoman_server.engine.messages import Request
+from dragoman_server.engine.scheduler import Scheduler
+from dragoman_server.errors import ShuttingDownError
+
+__all__ = ["Intake", "SharedQueue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What a worker takes before a step."""
+
+    dropped: list[Request]
+    """Cancelled or expired while they waited."""
+    batches: list[list[Request]]
+    """To be encoded, one batch after the other."""
+
+
+class SharedQueue:
+    """The waiting queue of all workers, and the count of requests that are still owed an answer.
+
+    Args:
+        scheduler: The policy, used through this queue alone.
+        workers: How many share the work; each goes by its number, from 0.
+    """
+
+    def __init__(self, scheduler: Scheduler, workers: int = 1) -> None:
+        self._scheduler = scheduler
+        self._held = [0] * workers
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)
+        self._all_answered = threading.Condition(lock)
+        self._unanswered = 0
+        self._accepting = True
+        self._stopped = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for slots."""
+        with self._work:
+            return len(self._scheduler)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests accepted and not answered yet, waiting or decoding."""
+        with self._work:
+            return self._unanswered
+
+    def put(self, request: Request) -> None:
+        """Accept a request.
+
+        Raises:
+            ShuttingDownError: after `drain` or `stop`.
+            QueueFullError: too many wait.
+        """
+        with self._work:
+            if not self._accepting:
+                raise ShuttingDownError("the server is shutting down")
+            self._scheduler.add(request)
+            self._unanswered += 1
+            self._work.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Mark a request as cancelled, wherever it is."""
+        with self._work:
+            request.cancelled = True
+            self._scheduler.cancel(request)
+            self._work.notify()
+
+    def wait_for_work(self, worker: int) -> bool:
+        """Sleep, holding no slots, until `take` may return something; False: stop instead.
+
+        No waiting request needs a wake-up at its deadline: whoever sleeps here has all its slots free, so
+        the oldest request is admitted as soon as it comes.
+        """
+        with self._work:
+            self._held[worker] = 0
+            self._work.wait_for(lambda: self._stopped or self._scheduler.has_work)
+            return not self._stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the workers should end."""
+        with self._work:
+            return self._stopped
+
+    def take(self, worker: int, held_slots: int, free_slots: int, now: float) -> Intake:
+        """Take what a worker has to deal with before its next step.
+
+        Workers fill up evenly: two half-full batches on two cores are faster than one full batch on one. The
+        worker that holds least always gets something, so nobody waits for longer than its next step.
+        """
+        with self._work:
+            self._held[worker] = held_slots
+            dropped = self._scheduler.drop(now)
+            wanted = sum(self._held) + self._scheduler.waiting_slots
+            share = math.ceil(wanted / len(self._held)) - held_slots
+            waiting_before = self._scheduler.waiting_slots
+            batches = self._scheduler.admit(free_slots, now, share)
+            self._held[worker] += waiting_before - self._scheduler.waiting_slots
+            return Intake(dropped, batches)
+
+    def take_all(self) -> list[Request]:
+        """Take everything that waits."""
+        with self._work:
+            return self._scheduler.clear()
+
+    def answered(self) -> None:
+        """Note that one accepted request got its last event."""
+        with self._all_answered:
+            self._unanswered -= 1
+            if self._unanswered == 0:
+                self._all_answered.notify_all()
+
+    def drain(self, timeout: float | None) -> bool:
+        """Accept nothing more and wait until all is answered; False: the time was too short."""
+        with self._all_answered:
+            self._accepting = False
+            return self._all_answered.wait_for(lambda: self._unanswered == 0, timeout)
+
+    def stop(self) -> None:
+        """Accept nothing more and have the workers end after their current step."""
+        with self._work:
+            self._accepting = False
+            self._stopped = True
+            self._work.notify_all()

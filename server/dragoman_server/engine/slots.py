@@ -1,0 +1,53 @@
+"""Which slots of a runner are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+__all__ = ["SlotPool"]
+
+
+class SlotPool:
+    """The slots `0 .. size - 1`; not thread-safe."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._used: set[int] = set()
+
+    @property
+    def in_use(self) -> int:
+        """Slots taken."""
+        return len(self._used)
+
+    @property
+    def free(self) -> int:
+        """Slots not taken."""
+        return self.size - len(self._used)
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """Take the lowest free slots, so that new rows fill the gaps between the old ones.
+
+        Args:
+            count: At most `free`.
+        """
+        slots = tuple(islice((slot for slot in range(self.size) if slot not in self._used), count))
+        self._used.update(slots)
+        return slots
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Give slots back."""
+        self._used.difference_update(slots)
+
+    def compact(self) -> dict[int, int]:
+        """Move the taken slots to `0 .. in_use - 1`.
+
+        Returns:
+            Old to new number of the slots that move: the fewest that can. Old ones all lie at or above
+            `in_use`, new ones all below it.
+        """
+        rows = len(self._used)
+        holes = (slot for slot in range(rows) if slot not in self._used)
+        moves = dict(zip(sorted(slot for slot in self._used if slot >= rows), holes, strict=True))
+        self._used = set(range(rows))
+        return moves

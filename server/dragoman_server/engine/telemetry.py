@@ -1,0 +1,209 @@
+"""What the engine tells about itself: totals, and a record of every event for whoever observes."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Protocol, TypeVar
+
+from dragoman_server.engine.messages import Failed, Finished, FinishReason, Request, Timing
+from dragoman_server.errors import CancelledError, DeadlineError, ShuttingDownError
+
+__all__ = [
+    "EncodeRecord",
+    "EngineStats",
+    "FinishRecord",
+    "Observer",
+    "Outcome",
+    "StepRecord",
+    "Telemetry",
+    "Totals",
+    "finish_record",
+]
+
+_log = logging.getLogger(__name__)
+_Record = TypeVar("_Record")
+
+
+class Outcome(enum.Enum):
+    """How a request ended."""
+
+    STOP = "stop"
+    """Its best hypothesis ended by itself."""
+    LENGTH = "length"
+    """Its best hypothesis was cut at the bound on output tokens."""
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRecord:
+    """One run of the encoder."""
+
+    requests: int
+    tokens: int
+    """Source tokens, padding not counted."""
+    padding: int
+    """Positions beyond the sources' ends, up to the longest."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One decode step."""
+
+    rows: int
+    """Rows that ran."""
+    padded_rows: int
+    """Those among them that held no hypothesis."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRecord:
+    """The end of one request."""
+
+    outcome: Outcome
+    source_tokens: int
+    output_tokens: int
+    """Of the best hypothesis, end-of-sentence not counted; 0 where there is none."""
+    timing: Timing | None
+    """`None` where there is no translation."""
+
+
+class Observer(Protocol):
+    """Is told on the workers' threads, possibly on several at once; must return at once."""
+
+    def on_encode(self, record: EncodeRecord) -> None:
+        """An encoder batch ran."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """A decode step ran."""
+
+    def on_finished(self, record: FinishRecord) -> None:
+        """A request got its last event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts since the engine's start; the names are those of the records."""
+
+    refused: int = 0
+    """Requests turned away because the queue was full."""
+    encoder_batches: int = 0
+    encoder_tokens: int = 0
+    encoder_padding: int = 0
+    steps: int = 0
+    rows: int = 0
+    padded_rows: int = 0
+    output_tokens: int = 0
+    outcomes: Mapping[Outcome, int] = field(
+        default_factory=lambda: MappingProxyType(dict.fromkeys(Outcome, 0))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine at one moment."""
+
+    waiting: int
+    """Requests that wait for slots."""
+    unanswered: int
+    """Requests accepted and not answered yet, waiting or decoding."""
+    slots_in_use: int
+    slots: int
+    totals: Totals
+
+
+def finish_record(request: Request, event: Finished | Failed) -> FinishRecord:
+    """What to record of a request's last event."""
+    source_tokens = len(request.source)
+    if isinstance(event, Failed):
+        return FinishRecord(_failure(event.error), source_tokens, 0, None)
+    best = event.hypotheses[0]
+    outcome = Outcome.LENGTH if best.finish_reason is FinishReason.LENGTH else Outcome.STOP
+    return FinishRecord(outcome, source_tokens, len(best.tokens), event.timing)
+
+
+def _failure(error: Exception) -> Outcome:
+    match error:
+        case CancelledError():
+            return Outcome.CANCELLED
+        case DeadlineError():
+            return Outcome.DEADLINE
+        case ShuttingDownError():
+            return Outcome.SHUTDOWN
+        case _:
+            return Outcome.FAILED
+
+
+class Telemetry:
+    """Keeps the totals and passes records on to the observer; thread-safe."""
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._totals = Totals()
+
+    @property
+    def totals(self) -> Totals:
+        """The counts so far."""
+        return self._totals
+
+    def refused(self) -> None:
+        """Count a request turned away."""
+        with self._lock:
+            self._totals = replace(self._totals, refused=self._totals.refused + 1)
+
+    def encoded(self, record: EncodeRecord) -> None:
+        """Count an encoder batch."""
+        with self._lock:
+            totals = self._totals
+            self._totals = replace(
+                totals,
+                encoder_batches=totals.encoder_batches + 1,
+                encoder_tokens=totals.encoder_tokens + record.tokens,
+                encoder_padding=totals.encoder_padding + record.padding,
+            )
+        if self._observer is not None:
+            self._tell(self._observer.on_encode, record)
+
+    def stepped(self, record: StepRecord) -> None:
+        """Count a decode step."""
+        with self._lock:
+            totals = self._totals
+            self._totals = replace(
+                totals,
+                steps=totals.steps + 1,
+                rows=totals.rows + record.rows,
+                padded_rows=totals.padded_rows + record.padded_rows,
+            )
+        if self._observer is not None:
+            self._tell(self._observer.on_step, record)
+
+    def finished(self, record: FinishRecord) -> None:
+        """Count a request's end."""
+        with self._lock:
+            totals = self._totals
+            outcomes = dict(totals.outcomes)
+            outcomes[record.outcome] += 1
+            self._totals = replace(
+                totals,
+                output_tokens=totals.output_tokens + record.output_tokens,
+                outcomes=MappingProxyType(outcomes),
+            )
+        if self._observer is not None:
+            self._tell(self._observer.on_finished, record)
+
+    @staticmethod
+    def _tell(method: Callable[[_Record], None], record: _Record) -> None:
+        try:
+            method(record)
+        except Exception:
+            _log.exception("the engine's observer failed")

@@ -1,0 +1,240 @@
+"""The loop that decodes on one runner: schedule, run, search, update."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dragoman_server.engine.messages import Event, Failed, Finished, Progress, Request, Timing
+from dragoman_server.engine.runner import FloatArray, IntArray, Runner
+from dragoman_server.engine.scheduler import is_expired
+from dragoman_server.engine.search import Beam, advance
+from dragoman_server.engine.shared_queue import SharedQueue
+from dragoman_server.engine.slots import SlotPool
+from dragoman_server.engine.telemetry import EncodeRecord, StepRecord, Telemetry, finish_record
+from dragoman_server.errors import CancelledError, DeadlineError, EngineError, ShuttingDownError
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Decoding:
+    """A request that holds slots."""
+
+    request: Request
+    beam: Beam
+    admitted: float
+    encoded: float
+    progress: int = 0
+    """Tokens that the caller was told already."""
+
+
+class Worker:
+    """Steps the requests that one runner holds; they join and leave at every step.
+
+    Everything but `slots_in_use` belongs to the one thread that calls `run`, or `step`.
+
+    Args:
+        runner: Used by this worker alone.
+        queue: Shared with the other workers.
+        telemetry: Is told of every encoder run, step and end of a request.
+        number: Which of the queue's workers this is.
+        bos_id: The token that starts every output.
+        eos_id: The token that ends an output.
+        clock: Seconds, on the clock of the requests' deadlines.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        queue: SharedQueue,
+        telemetry: Telemetry,
+        *,
+        number: int = 0,
+        bos_id: int,
+        eos_id: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._queue = queue
+        self._telemetry = telemetry
+        self._number = number
+        self._bos_id = bos_id
+        self._eos_id = eos_id
+        self._clock = clock
+        self._slots = SlotPool(runner.limits.max_rows)
+        self._decoding: list[_Decoding] = []
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that requests hold."""
+        return self._slots.in_use
+
+    def run(self) -> None:
+        """Step until the queue is stopped; then fail what is left."""
+        while not self._queue.stopped:
+            if self._decoding or self._queue.wait_for_work(self._number):
+                self.step()
+        for decoding in list(self._decoding):
+            self._leave(decoding, Failed(_shut_down()))
+        for request in self._queue.take_all():
+            self._answer(request, Failed(_shut_down()))
+
+    def step(self) -> None:
+        """Take in what waits, run one decode step, and answer what is finished."""
+        self._schedule()
+        if not self._decoding:
+            return
+        try:
+            log_probs, token_ids = self._run()
+            self._search(log_probs, token_ids)
+        except Exception as error:
+            _log.exception("a decode step of %d requests failed", len(self._decoding))
+            for decoding in list(self._decoding):
+                self._leave(decoding, Failed(_engine_error("the decode step failed", error)))
+        self._update()
+
+    def _schedule(self) -> None:
+        """Let go of who is gone, and encode who is admitted."""
+        now = self._clock()
+        for decoding in list(self._decoding):
+            if decoding.request.cancelled or is_expired(decoding.request, now):
+                self._leave(decoding, Failed(_why_gone(decoding.request)))
+        intake = self._queue.take(self._number, self._slots.in_use, self._slots.free, now)
+        for request in intake.dropped:
+            self._answer(request, Failed(_why_gone(request)))
+        for batch in intake.batches:
+            self._encode(batch, now)
+
+    def _encode(self, batch: list[Request], admitted: float) -> None:
+        slots = [self._slots.take(request.options.beam_size) for request in batch]
+        sources = [request.source for request in batch]
+        started = self._clock()
+        try:
+            self._runner.encode(sources, slots)
+        except Exception as error:
+            _log.exception("encoding %d requests failed", len(batch))
+            for request, held in zip(batch, slots, strict=True):
+                self._slots.release(held)
+                self._answer(request, Failed(_engine_error("the encoder failed", error)))
+            return
+        ended = self._clock()
+        lengths = [len(source) for source in sources]
+        padding = len(batch) * max(lengths) - sum(lengths)
+        self._telemetry.encoded(EncodeRecord(len(batch), sum(lengths), padding, ended - started))
+        for request, held in zip(batch, slots, strict=True):
+            self._decoding.append(_Decoding(request, Beam(request, held), admitted, ended))
+
+    def _run(self) -> tuple[FloatArray, IntArray]:
+        """Step the rows; returns log-probabilities and ids of their continuations, `[rows, k]` each."""
+        started = self._clock()
+        self._compact()
+        rows = self._slots.in_use
+        # Rows without a hypothesis run too, as token 0 at position 0; nobody reads what comes of them.
+        tokens = np.zeros(rows, dtype=np.int64)
+        lengths = np.zeros(rows, dtype=np.int64)
+        hypotheses = 0
+        for decoding in self._decoding:
+            beam = decoding.beam
+            for live in beam.live:
+                tokens[live.slot] = live.tokens[-1] if live.tokens else self._bos_id
+                lengths[live.slot] = beam.length
+            hypotheses += len(beam.live)
+        widest = max(decoding.beam.size for decoding in self._decoding)
+        top_k = min(2 * widest, self._runner.limits.vocabulary_size)
+        result = self._runner.step(tokens, lengths, top_k)
+        self._telemetry.stepped(StepRecord(rows, rows - hypotheses, self._clock() - started))
+        return result
+
+    def _compact(self) -> None:
+        """Move the last rows into the gaps: to copy a row once is cheaper than to run a gap once."""
+        moves = self._slots.compact()
+        copies = [copy for decoding in self._decoding for copy in decoding.beam.relocate(moves)]
+        if copies:
+            self._runner.copy(copies)
+
+    def _search(self, log_probs: FloatArray, token_ids: IntArray) -> None:
+        """Extend the beams and bring the slots in line with them."""
+        self._fail_without_numbers(log_probs)
+        beams = [decoding.beam for decoding in self._decoding]
+        copies = advance(beams, log_probs, token_ids, self._eos_id)
+        if copies:
+            self._runner.copy(copies)
+
+    def _fail_without_numbers(self, log_probs: FloatArray) -> None:
+        """Fail the requests whose rows hold NaN, and no others."""
+        broken = set(np.nonzero(np.isnan(log_probs))[0].tolist())
+        if not broken:
+            return
+        for decoding in list(self._decoding):
+            if any(live.slot in broken for live in decoding.beam.live):
+                _log.error("the network answered NaN at output position %d", decoding.beam.length)
+                self._leave(decoding, Failed(EngineError("the network answered NaN")))
+
+    def _update(self) -> None:
+        """Answer what is finished and report progress."""
+        now = self._clock()
+        for decoding in list(self._decoding):
+            if decoding.beam.done:
+                self._leave(decoding, _result(decoding, now))
+            elif decoding.request.wants_progress:
+                self._report(decoding)
+
+    def _report(self, decoding: _Decoding) -> None:
+        tokens = decoding.beam.settled
+        if len(tokens) > decoding.progress:
+            decoding.progress = len(tokens)
+            self._notify(decoding.request, Progress(tokens))
+
+    def _leave(self, decoding: _Decoding, event: Finished | Failed) -> None:
+        self._decoding.remove(decoding)
+        self._slots.release(decoding.beam.slots)
+        self._answer(decoding.request, event)
+
+    def _answer(self, request: Request, event: Finished | Failed) -> None:
+        """Send a request's last event."""
+        self._notify(request, event)
+        self._telemetry.finished(finish_record(request, event))
+        self._queue.answered()
+
+    @staticmethod
+    def _notify(request: Request, event: Event) -> None:
+        try:
+            request.notify(event)
+        except Exception:
+            _log.exception("a caller could not be told of an event; its request is cancelled")
+            request.cancelled = True
+
+
+def _result(decoding: _Decoding, now: float) -> Finished | Failed:
+    hypotheses = decoding.beam.hypotheses
+    if not hypotheses:
+        return Failed(EngineError("the network gave every continuation a probability of zero"))
+    timing = Timing(
+        queue=decoding.admitted - decoding.request.arrived,
+        encode=decoding.encoded - decoding.admitted,
+        decode=now - decoding.encoded,
+    )
+    return Finished(hypotheses, timing)
+
+
+def _why_gone(request: Request) -> Exception:
+    if request.cancelled:
+        return CancelledError("the caller cancelled the request")
+    return DeadlineError("the request's deadline passed before its translation was complete")
+
+
+def _shut_down() -> ShuttingDownError:
+    return ShuttingDownError("the server shut down before the translation was complete")
+
+
+def _engine_error(message: str, cause: Exception) -> EngineError:
+    error = EngineError(message)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,148 @@
+"""The queue's policy: order, bounds, expiry, and the hint when to retry."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dragoman_server.engine.messages import DecodingOptions
+from dragoman_server.engine.scheduler import (
+    MAX_ENCODER_TOKENS,
+    MAX_PADDING,
+    Scheduler,
+    batches_of_similar_length,
+)
+from dragoman_server.errors import QueueFullError
+
+shapes = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 8)), max_size=40)
+
+
+@pytest.fixture(scope="session")
+def make_requests(caller):
+    """Requests from pairs of source length and beam size."""
+
+    def make(pairs):
+        return [caller((5,) * length, DecodingOptions(beam_size=beam)).request for length, beam in pairs]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def queued(make_requests):
+    def make(pairs):
+        scheduler, requests = Scheduler(max_queue=len(pairs) + 1), make_requests(pairs)
+        for request in requests:
+            scheduler.add(request)
+        return scheduler, requests
+
+    return make
+
+
+@given(shapes, st.lists(st.integers(0, 16), max_size=30))
+def test_nobody_is_overtaken_and_nothing_exceeds_its_bound(queued, pairs, free):
+    scheduler, expected = queued(pairs)
+    for slots in free:
+        batch = [request for part in scheduler.admit(slots, now=1.0) for request in part]
+        front, expected = expected[: len(batch)], expected[len(batch) :]
+        assert set(batch) == set(front)
+        assert sum(request.options.beam_size for request in batch) <= slots
+        assert len(batch) <= 1 or sum(len(request.source) for request in batch) <= MAX_ENCODER_TOKENS
+    assert len(scheduler) == len(expected)
+
+
+@given(shapes.filter(bool))
+def test_the_oldest_is_in_the_next_batch_that_can_hold_it(queued, pairs):
+    scheduler, requests = queued(pairs)
+    oldest = requests[0]
+    assert scheduler.admit(oldest.options.beam_size - 1, now=0.0) == []
+    assert any(oldest in batch for batch in scheduler.admit(oldest.options.beam_size, now=0.0))
+
+
+@given(shapes)
+def test_every_wait_is_bounded_by_the_place_in_the_queue(queued, pairs):
+    scheduler, requests = queued(pairs)
+    admitted = set()
+    for place, request in enumerate(requests):
+        for batch in scheduler.admit(8, now=0.0):
+            admitted.update(batch)
+        assert request in admitted, f"place {place} waited for more than {place + 1} admissions"
+
+
+@given(shapes)
+def test_no_source_is_padded_by_more_than_the_bound(make_requests, pairs):
+    requests = make_requests(pairs)
+    batches = batches_of_similar_length(requests)
+    assert sorted(map(id, requests)) == sorted(id(request) for batch in batches for request in batch)
+    for batch in batches:
+        lengths = [len(request.source) for request in batch]
+        assert max(lengths) - min(lengths) <= MAX_PADDING
+
+
+def test_the_queue_refuses_exactly_what_exceeds_it(make_requests):
+    scheduler = Scheduler(max_queue=3)
+    requests = make_requests([(4, 1)] * 10)
+    for request in requests[:3]:
+        scheduler.add(request)
+    for request in requests[3:]:
+        with pytest.raises(QueueFullError) as refusal:
+            scheduler.add(request)
+        assert refusal.value.retry_after_seconds > 0
+    assert len(scheduler) == 3
+    assert scheduler.admit(1, now=0.0) == [requests[:1]]
+    scheduler.add(requests[3])
+    assert len(scheduler) == 3
+
+
+def test_the_retry_hint_follows_the_pace_of_admission(make_requests):
+    def hint(seconds):
+        scheduler = Scheduler(max_queue=10)
+        for number in range(200):
+            (request,) = make_requests([(4, 1)])
+            request.arrived = float(number)
+            scheduler.add(request)
+            scheduler.admit(1, now=number + seconds)
+        return scheduler.retry_after
+
+    assert hint(0.0) == pytest.approx(0.05)  # never at once
+    assert hint(0.2) == pytest.approx(0.2 * 10 / 2)
+    assert hint(1000.0) == 30.0
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 20)), max_size=20),
+    st.lists(st.integers(0, 25), max_size=8).map(sorted),
+    st.data(),
+)
+def test_the_gone_are_dropped_once_and_never_admitted(caller, deadlines, times, data):
+    scheduler = Scheduler(max_queue=100)
+    waiting = [caller((5,), deadline=deadline).request for deadline in deadlines]
+    for request in waiting:
+        scheduler.add(request)
+    for now in times:
+        cancelled = {request for request in waiting if data.draw(st.booleans())}
+        for request in [*cancelled, *cancelled]:
+            scheduler.cancel(request)
+        dropped = scheduler.drop(now)
+        late = {request for request in waiting if request.deadline is not None and request.deadline <= now}
+        assert len(dropped) == len(set(dropped))
+        assert set(dropped) == cancelled | late
+        waiting = [request for request in waiting if request not in dropped]
+        admitted = {request for batch in scheduler.admit(8, now) for request in batch}
+        assert admitted <= set(waiting)
+        waiting = [request for request in waiting if request not in admitted]
+    assert len(scheduler) == len(waiting)
+    assert scheduler.has_work == bool(waiting)
+
+
+def test_clear_takes_the_waiting_and_the_cancelled(queued):
+    scheduler, requests = queued([(4, 1)] * 3)
+    scheduler.cancel(requests[1])
+    assert set(scheduler.clear()) == set(requests)
+    assert not scheduler.has_work
+    assert scheduler.drop(now=0.0) == []
+
+
+def test_a_queue_holds_at_least_one():
+    with pytest.raises(ValueError, match="max_queue"):
+        Scheduler(max_queue=0)
