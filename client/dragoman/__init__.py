@@ -1,0 +1,47 @@
+"""The client of Dragoman translation servers.
+
+    with dragoman.Client("127.0.0.1:50051") as client:
+        print(client.translate("A dog runs.", source="en", target="de").text)
+
+`AsyncClient` does the same under asyncio; `dragoman.errors` has the errors that both raise.
+"""
+
+from __future__ import annotations
+
+from dragoman.aio_client import AsyncClient, AsyncTranslationStream
+from dragoman.client import Client, TranslationStream
+from dragoman.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DragomanError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    ServerError,
+    Unavailable,
+)
+from dragoman.options import TranslateOptions
+from dragoman.results import FinishReason, Hypothesis, Limits, Model, ModelSummary, Timing, Translation
+
+__all__ = [
+    "AsyncClient",
+    "AsyncTranslationStream",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "DragomanError",
+    "FinishReason",
+    "Hypothesis",
+    "InvalidArgument",
+    "Limits",
+    "Model",
+    "ModelSummary",
+    "NotFound",
+    "ResourceExhausted",
+    "ServerError",
+    "Timing",
+    "TranslateOptions",
+    "Translation",
+    "TranslationStream",
+    "Unavailable",
+]

@@ -1,0 +1,171 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self, Unpack, overload
+
+import grpc
+
+from dragoman._channel import channel_options, typed_errors
+from dragoman._messages import (
+    StreamReader,
+    parse_model,
+    parse_summary,
+    parse_translations,
+    stream_request,
+    translate_request,
+)
+from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, TranslateArguments, TranslateOptions
+from dragoman.results import Model, ModelSummary, Translation
+from dragoman.v1 import translation_pb2 as pb
+from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
+
+__all__ = ["Client", "TranslationStream"]
+
+
+class Client:
+    """Talks to a Dragoman server; thread-safe. Use as a context manager, or call `close`.
+
+    Calls that the server could not take are tried again with growing pauses until their timeout. Every
+    method raises the errors of `dragoman.errors`.
+
+    Args:
+        endpoint: HOST:PORT, or any other target that gRPC resolves.
+        timeout: Seconds that a call may take where it does not say itself.
+    """
+
+    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(endpoint, options=channel_options(endpoint))
+        self._stub = TranslationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @overload
+    def translate(
+        self, text: str, *, timeout: float | None = None, **options: Unpack[TranslateArguments]
+    ) -> Translation: ...
+    @overload
+    def translate(
+        self,
+        text: list[str] | tuple[str, ...],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[TranslateArguments],
+    ) -> list[Translation]: ...
+    def translate(
+        self,
+        text: str | list[str] | tuple[str, ...],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[TranslateArguments],
+    ) -> Translation | list[Translation]:
+        """Translate one text, or several in one call.
+
+        Args:
+            text: A text, or a list or tuple of them.
+            timeout: Seconds that the call may take, retries included.
+            **options: The fields of `TranslateOptions`.
+
+        Returns:
+            A translation for a text, a list of them, in order, for several.
+        """
+        texts = [text] if isinstance(text, str) else text
+        request = translate_request(texts, TranslateOptions(**options))
+        with typed_errors():
+            response = self._stub.Translate(request, timeout=self._seconds(timeout))
+        translations = parse_translations(response)
+        return translations[0] if isinstance(text, str) else translations
+
+    def stream(
+        self, text: str, *, timeout: float | None = None, **options: Unpack[TranslateArguments]
+    ) -> TranslationStream:
+        """Translate one text and receive it as it grows; arguments are those of `translate`."""
+        request = stream_request(text, TranslateOptions(**options))
+        return TranslationStream(self._stub.TranslateStream(request, timeout=self._seconds(timeout)))
+
+    def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
+        """The models that the server holds."""
+        with typed_errors():
+            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._seconds(timeout))
+        return [parse_summary(message) for message in response.models]
+
+    def model(self, name: str, *, timeout: float | None = None) -> Model:
+        """All that the server says of the model `name`."""
+        with typed_errors():
+            response = self._stub.GetModel(pb.GetModelRequest(name=name), timeout=self._seconds(timeout))
+        return parse_model(response)
+
+    def wait_ready(self, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until the server answers, which it does once its models are loaded and warm.
+
+        Raises:
+            DeadlineExceeded: it did not within `timeout` seconds.
+        """
+        with typed_errors():
+            self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, wait_for_ready=True)
+
+    def close(self) -> None:
+        """Close the connections; calls in progress are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else timeout
+
+
+class _StreamCall(Protocol):
+    """What gRPC returns for a call whose reply is a stream."""
+
+    def __next__(self) -> pb.TranslateStreamResponse: ...
+
+    def cancel(self) -> bool: ...
+
+
+class TranslationStream(Iterator[str]):
+    """What a translation grows by; the pieces joined are `result().text`.
+
+    Use as a context manager, or read to the end: leaving early cancels the call.
+    """
+
+    def __init__(self, call: _StreamCall) -> None:
+        self._call = call
+        self._reader = StreamReader()
+
+    def __next__(self) -> str:
+        while True:
+            with typed_errors():
+                message = next(self._call)
+            if delta := self._reader.read(message):
+                return delta
+
+    def result(self) -> Translation:
+        """The whole translation; reads what has not been read yet."""
+        for _ in self:
+            pass
+        return self._reader.result
+
+    def close(self) -> None:
+        """Cancel the call, unless it has ended."""
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

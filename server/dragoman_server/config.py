@@ -1,0 +1,91 @@
+"""How a server is set up: every default stands here once; the flags of `dragoman serve` are the fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["CallLimits", "ServerConfig"]
+
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """Bounds on one call.
+
+    Raises:
+        ValueError: a bound is below 1; the message names the flag.
+    """
+
+    max_texts: int = 128
+    """Texts per call."""
+    max_text_bytes: int = 32768
+    """Bytes per text, in UTF-8."""
+    max_beam_size: int = 8
+    """Largest beam a call may ask for."""
+
+    def __post_init__(self) -> None:
+        for flag in ("max_texts", "max_text_bytes", "max_beam_size"):
+            _require_at_least(1, flag, getattr(self, flag))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(CallLimits):
+    """Everything that `dragoman serve` can be told.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the flag.
+    """
+
+    models: Path = Path("models")
+    """Directory that holds NAME/VERSION/, or one bundle; of every model the newest version is served."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = 50051
+    """Port to listen on; 0 for any free one."""
+    device: Literal["cpu"] = "cpu"
+    """Where the networks run."""
+    precision: str = "fp32"
+    """Which of a bundle's precisions to load."""
+    workers: int = 0
+    """Decode threads per model, each with a batch of its own; 0 for one per CPU granted to the process."""
+    threads: int = 1
+    """Threads that one decode step uses: more make a lone call faster, more workers many calls."""
+    max_rows: int = 64
+    """Slots per worker: hypotheses that are decoded together."""
+    max_queue: int = 4096
+    """Sentences per model that may wait for a slot; more are refused."""
+    metrics_port: int | None = None
+    """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
+    drain_seconds: float = 30.0
+    """How long accepted calls may take to finish after SIGTERM or SIGINT."""
+    ready_file: Path | None = None
+    """File to write the address to once the server is ready, and to remove when it stops."""
+
+    def __post_init__(self) -> None:
+        # Not super(): a slotted dataclass is a new class, which the zero-argument form does not know.
+        CallLimits.__post_init__(self)
+        for flag in ("threads", "max_rows", "max_queue"):
+            _require_at_least(1, flag, getattr(self, flag))
+        _require_at_least(0, "workers", self.workers)
+        _require_port("port", self.port)
+        if self.metrics_port is not None:
+            _require_port("metrics_port", self.metrics_port)
+        if not self.drain_seconds >= 0.0:
+            raise ValueError(f"--drain-seconds must not be negative, as {self.drain_seconds} is")
+        if self.max_beam_size > self.max_rows:
+            raise ValueError(
+                f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"
+            )
+
+
+def _require_at_least(least: int, flag: str, value: int) -> None:
+    if value < least:
+        raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def _require_port(flag: str, value: int) -> None:
+    if not 0 <= value <= _MAX_PORT:
+        raise ValueError(f"--{flag.replace('_', '-')} must be between 0 and {_MAX_PORT}, not {value}")

@@ -1,0 +1,53 @@
+"""Counts the calls in progress, so that a server can stop when the last has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from dragoman_server.errors import ShuttingDownError
+
+__all__ = ["CallCounter"]
+
+
+class CallCounter:
+    """Calls in progress; used from the event loop alone."""
+
+    def __init__(self) -> None:
+        self._active = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Calls in progress."""
+        return self._active
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call while it lasts.
+
+        Raises:
+            ShuttingDownError: the server drains.
+        """
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down")
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more calls; wait for those in progress, at most `timeout` seconds; whether all ended."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,109 @@
+"""Bundle to served model: tokenizers, sessions, one engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from dragoman_server.bundle import Bundle
+from dragoman_server.config import ServerConfig
+from dragoman_server.engine import DecodingOptions, Engine
+from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.threads import choose_threads
+from dragoman_server.errors import BundleError, EngineError
+from dragoman_server.metrics import ServerMetrics
+from dragoman_server.models import ModelDescription, ServedModel
+from dragoman_server.tokenizer import Tokenizer
+from dragoman_server.translator import Translator
+
+__all__ = ["LoadedModel", "load", "warm_up"]
+
+_WARM_UP_TEXT = "1, 2, 3."
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A served model and the engine behind it, which must be closed."""
+
+    served: ServedModel
+    engine: Engine
+
+
+def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedModel:
+    """Load the bundle at `path` and start its engine.
+
+    Raises:
+        BundleError: the bundle is not one to be served; the message names the file.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    source = _tokenizer(bundle, manifest.tokenizers.source, manifest.dimensions.source_vocabulary_size)
+    target = _tokenizer(bundle, manifest.tokenizers.target, manifest.dimensions.target_vocabulary_size)
+    sessions = load_model(bundle, config.precision, config.threads)
+    workers = config.workers or choose_threads()
+    engine = Engine(
+        [OnnxRunner(sessions, config.max_rows) for _ in range(workers)],
+        max_queue=config.max_queue,
+        bos_id=manifest.special_ids.bos,
+        eos_id=manifest.special_ids.eos,
+        observer=metrics.engine(manifest.name),
+    )
+    metrics.watch(manifest.name, engine.stats)
+    translator = Translator(
+        engine,
+        source,
+        target,
+        eos_id=manifest.special_ids.eos,
+        max_source_tokens=manifest.limits.max_source_tokens,
+        max_segments=config.max_queue,
+    )
+    return LoadedModel(ServedModel(_description(bundle, config), translator), engine)
+
+
+async def warm_up(model: ServedModel, max_beam_size: int) -> None:
+    """Translate once with the largest beam, so that the first call finds everything in place.
+
+    Raises:
+        BundleError: the network fails.
+    """
+    [language, *_] = model.description.source_languages
+    options = DecodingOptions(beam_size=max_beam_size)
+    try:
+        await model.translator.translate([_WARM_UP_TEXT], language, options, deadline=None)
+    except EngineError as error:
+        raise BundleError(f"model {model.description.name} does not translate: {error}") from error
+
+
+def _tokenizer(bundle: Bundle, file: str, vocabulary_size: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer(bundle.read(file))
+    except BundleError:
+        raise
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}: {file}: {error}") from error
+    if tokenizer.vocabulary_size > vocabulary_size:
+        raise BundleError(
+            f"{bundle.path}: {file} has {tokenizer.vocabulary_size} pieces, the network {vocabulary_size}"
+        )
+    return tokenizer
+
+
+def _description(bundle: Bundle, config: ServerConfig) -> ModelDescription:
+    manifest = bundle.manifest
+    return ModelDescription(
+        name=manifest.name,
+        version=manifest.version,
+        source_languages=manifest.source_languages,
+        target_languages=manifest.target_languages,
+        architecture=manifest.architecture,
+        dimensions=dataclasses.asdict(manifest.dimensions),
+        precision=config.precision,
+        device=config.device,
+        max_source_tokens=manifest.limits.max_source_tokens,
+        max_output_tokens=manifest.limits.max_target_tokens,
+        max_queue=config.max_queue,
+        manifest_sha256=bundle.manifest_sha256,
+        provenance=manifest.provenance,
+        licence=manifest.licence,
+    )

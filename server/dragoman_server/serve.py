@@ -1,0 +1,136 @@
+"""`dragoman serve`: load, warm, serve, drain.
+
+start -> bind the port -> load and warm every model -> answer calls, health SERVING -> SIGTERM or SIGINT ->
+NOT_SERVING, new translations refused -> those in progress end -> stop. A second signal exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json as json_format
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dragoman_server.bundle import find_bundles
+from dragoman_server.config import ServerConfig
+from dragoman_server.loading import load, warm_up
+from dragoman_server.logs import set_up_logging
+from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
+from dragoman_server.models import ModelTable
+from dragoman_server.service.server import GrpcServer
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+_DEFAULTS = ServerConfig()
+
+
+def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, json: bool = False) -> int:
+    """Serve every model of a directory over gRPC until SIGTERM or SIGINT.
+
+    Args:
+        config: What to serve, where, and within which bounds.
+        json: Print the line that says the server is ready as a JSON object.
+
+    Returns:
+        The exit code: 0 where every accepted call was finished, else 1.
+    """
+    set_up_logging()
+    return asyncio.run(_serve(config, json))
+
+
+async def _serve(config: ServerConfig, json: bool) -> int:
+    stop = _stop_signal()
+    metrics = ServerMetrics()
+    # Before the models are loaded: an address that is taken should not take a minute to be noticed.
+    server = GrpcServer(config.host, config.port, config, metrics.observe_call)
+    with contextlib.ExitStack() as stack:
+        write_ready_file = stack.enter_context(_ready_file(config.ready_file))
+        metrics_address = _start_metrics(config, metrics, stack)
+        models = await _load_models(config, metrics, stack)
+        if stop.is_set():
+            return 0
+        await server.start(models)
+        _announce(server.address, metrics_address, models, json)
+        write_ready_file(server.address)
+        await stop.wait()
+        _log.info("stopping: no new calls, %d in progress", server.calls_in_progress)
+        drained = await server.stop(config.drain_seconds)
+        if not drained:
+            _log.warning("calls were cancelled that took longer than %g s", config.drain_seconds)
+        return 0 if drained else 1
+
+
+def _stop_signal() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def _start_metrics(config: ServerConfig, metrics: ServerMetrics, stack: contextlib.ExitStack) -> str | None:
+    if config.metrics_port is None:
+        return None
+    endpoint = MetricsEndpoint(metrics.registry, config.host, config.metrics_port)
+    stack.enter_context(endpoint)
+    return f"{config.host}:{endpoint.port}"
+
+
+async def _load_models(
+    config: ServerConfig, metrics: ServerMetrics, stack: contextlib.ExitStack
+) -> ModelTable:
+    models = []
+    for path in find_bundles(config.models):
+        _log.info("loading %s", path)
+        loaded = await asyncio.to_thread(load, path, config, metrics)
+        stack.enter_context(loaded.engine)
+        await warm_up(loaded.served, config.max_beam_size)
+        models.append(loaded.served)
+    return ModelTable(models)
+
+
+def _announce(address: str, metrics_address: str | None, models: ModelTable, json: bool) -> None:
+    if json:
+        served = [{"name": model.description.name, "version": model.description.version} for model in models]
+        line = json_format.dumps({"address": address, "metrics_address": metrics_address, "models": served})
+    else:
+        names = ", ".join(f"{model.description.name} {model.description.version}" for model in models)
+        line = f"dragoman: listening on {address}, serving {names}"
+        line += f", metrics on {metrics_address}" if metrics_address else ""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _ready_file(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Yields what writes the address to `path`, never half; before and after there is no such file."""
+    if path is None:
+        yield lambda address: None
+        return
+    partial = path.with_name(path.name + ".partial")
+
+    def write(address: str) -> None:
+        partial.write_text(address + "\n")
+        partial.replace(path)
+
+    # One may be left of a server that was killed.
+    path.unlink(missing_ok=True)
+    try:
+        yield write
+    finally:
+        path.unlink(missing_ok=True)

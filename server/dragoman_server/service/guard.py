@@ -1,0 +1,106 @@
+"""Stands around every handler: bad bytes and errors become statuses, and calls are counted.
+
+By itself grpc.aio answers UNKNOWN with the exception's text to whatever a handler or the parser raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from dragoman_server.errors import InvalidRequestError
+from dragoman_server.service.status import abort, code_of
+
+__all__ = ["Guard", "ObserveCall"]
+
+ObserveCall = Callable[[str, str, float], None]
+"""Called with a call's method, its status code's name and its duration in seconds."""
+
+_Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message."""
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps handlers that take one request and are coroutines (a stream is sent by `context.write`).
+
+    Args:
+        observe: Told of every call that has ended.
+    """
+
+    def __init__(self, observe: ObserveCall) -> None:
+        self._observe = observe
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler that gRPC is to call."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        wrap = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return wrap(
+            self._guarded(handler_call_details.method, behaviour),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guarded(self, method: str, behaviour: _Handler) -> _Handler:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            started = time.monotonic()
+            code = grpc.StatusCode.OK
+            try:
+                if isinstance(request, _Malformed):
+                    raise InvalidRequestError("request", "its bytes are no message of this method, in UTF-8")
+                return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                code = _aborted_with(context)
+                raise
+            except Exception as error:
+                code = code_of(error)
+                await abort(error, context)
+            except (asyncio.CancelledError, GeneratorExit):
+                code = _gone(context)
+                raise
+            finally:
+                self._observe(method, code.name, time.monotonic() - started)
+
+        return guarded
+
+
+def _tolerant(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # A deserialiser has no context to abort with, so it hands on a mark for the handler.
+    def deserialise_or_mark(data: bytes) -> Any:
+        try:
+            return deserialise(data)
+        except Exception:
+            return _Malformed()
+
+    return deserialise_or_mark
+
+
+def _aborted_with(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
+
+
+def _gone(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    """Why a call was cancelled: gRPC does so at the deadline too."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0.0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

@@ -1,0 +1,104 @@
+"""The gRPC server: translation, health, reflection."""
+
+from __future__ import annotations
+
+import socket
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from dragoman.v1 import translation_pb2, translation_pb2_grpc
+from dragoman_server.config import CallLimits
+from dragoman_server.drain import CallCounter
+from dragoman_server.models import ModelTable
+from dragoman_server.service.guard import Guard, ObserveCall
+from dragoman_server.service.translation import TranslationService
+
+__all__ = ["SERVICE_NAME", "GrpcServer"]
+
+SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"].full_name
+"""What health checks may ask for, besides the empty name."""
+
+_OPTIONS = (
+    # Two servers on one port would share its connections in silence.
+    ("grpc.so_reuseport", 0),
+    # Notice a client that is gone without a word: pings every 30 s, each answered within 10 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+)
+_MESSAGE_OVERHEAD = 65536
+
+
+class GrpcServer:
+    """Serves a table of models; used from one event loop.
+
+    Args:
+        host: Address to listen on.
+        port: Port; 0 for any free one.
+        limits: Bounds on one call.
+        observe: Told of every translation call that has ended.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(self, host: str, port: int, limits: CallLimits, observe: ObserveCall) -> None:
+        self._limits = limits
+        self._calls = CallCounter()
+        self._health = health.aio.HealthServicer()
+        # Room for the largest call and for one that is a little larger, which is told its wrong field.
+        max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
+        self._server = grpc.aio.server(interceptors=(Guard(observe),), options=options)
+        _require_free(host, port)
+        # An IPv6 address has colons of its own.
+        host = f"[{host}]" if ":" in host else host
+        port = self._server.add_insecure_port(f"{host}:{port}")
+        self.address = f"{host}:{port}"
+        """HOST:PORT as it is, the port chosen."""
+
+    @property
+    def calls_in_progress(self) -> int:
+        """Translations that have not ended."""
+        return self._calls.active
+
+    async def start(self, models: ModelTable) -> None:
+        """Answer calls; from now on health is SERVING. `models` must be warm."""
+        service = TranslationService(models, self._limits, self._calls)
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            service, self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def stop(self, drain_seconds: float) -> bool:
+        """Say NOT_SERVING, refuse new translations, wait for those in progress, close.
+
+        Returns:
+            Whether every call in progress ended within `drain_seconds`.
+        """
+        await self._health.enter_graceful_shutdown()
+        drained = await self._calls.drain(drain_seconds)
+        # What is left now are health watches, which never end, and calls that were given their time.
+        await self._server.stop(grace=None)
+        return drained
+
+
+def _require_free(host: str, port: int) -> None:
+    """Bind once to learn the reason where it fails: gRPC says only that it does, and logs lines of its own.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    try:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error

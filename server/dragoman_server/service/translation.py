@@ -1,0 +1,98 @@
+"""The four methods of `dragoman.v1.TranslationService`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import grpc.aio
+
+from dragoman.v1 import translation_pb2 as pb
+from dragoman.v1 import translation_pb2_grpc
+from dragoman_server.config import CallLimits
+from dragoman_server.drain import CallCounter
+from dragoman_server.models import ModelTable
+from dragoman_server.service.convert import (
+    model_response,
+    model_summary,
+    stream_call,
+    translate_call,
+    translation_message,
+)
+
+__all__ = ["TranslationService"]
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
+    """Turns messages into calls of the models' translators.
+
+    Handlers raise; `Guard` turns what they raise into statuses.
+
+    Args:
+        models: What is served.
+        limits: Bounds on one call.
+        calls: Counts the translations in progress and refuses new ones when the server drains.
+    """
+
+    def __init__(self, models: ModelTable, limits: CallLimits, calls: CallCounter) -> None:
+        self._models = models
+        self._limits = limits
+        self._calls = calls
+
+    async def Translate(  # noqa: N802 - the generated base class names it
+        self, request: pb.TranslateRequest, context: _Context
+    ) -> pb.TranslateResponse:
+        """Translate texts; one reply."""
+        with self._calls.call():
+            call = translate_call(request, self._limits)
+            model, language = self._models.route(call.model, call.source_language, call.target_language)
+            translations = await model.translator.translate(
+                call.texts, language, call.options, _deadline(context)
+            )
+            return pb.TranslateResponse(
+                model=model.description.name,
+                version=model.description.version,
+                translations=[translation_message(translation) for translation in translations],
+            )
+
+    async def TranslateStream(  # noqa: N802
+        self, request: pb.TranslateStreamRequest, context: _Context
+    ) -> None:
+        """Translate one text; send it as it grows."""
+        with self._calls.call():
+            call = stream_call(request, self._limits)
+            model, language = self._models.route(call.model, call.source_language, call.target_language)
+            await context.write(
+                pb.TranslateStreamResponse(model=model.description.name, version=model.description.version)
+            )
+            [text] = call.texts
+            updates = model.translator.stream(text, language, call.options, _deadline(context))
+            # Closing frees the segments when the caller goes away between two writes.
+            async with contextlib.aclosing(updates):
+                async for update in updates:
+                    if isinstance(update, str):
+                        message = pb.TranslateStreamResponse(text_delta=update)
+                    else:
+                        message = pb.TranslateStreamResponse(final=translation_message(update))
+                    await context.write(message)
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: _Context
+    ) -> pb.ListModelsResponse:
+        """List what is served."""
+        return pb.ListModelsResponse(models=[model_summary(model.description) for model in self._models])
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: _Context
+    ) -> pb.GetModelResponse:
+        """Describe one model."""
+        return model_response(self._models.named(request.name).description, self._limits)
+
+
+def _deadline(context: _Context) -> float | None:
+    """The call's deadline on the clock of `time.monotonic`."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

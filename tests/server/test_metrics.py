@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dragoman_server.engine import (
+    EncodeRecord,
+    EngineStats,
+    FinishRecord,
+    Outcome,
+    StepRecord,
+    Timing,
+    Totals,
+)
+from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
+
+
+def scraped(metrics: ServerMetrics) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and its labels' values, in the order of their names."""
+    with MetricsEndpoint(metrics.registry, "127.0.0.1", 0) as endpoint:
+        address = f"http://127.0.0.1:{endpoint.port}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as reply:
+            text = reply.read().decode()
+    return {
+        (
+            sample.name.removeprefix("dragoman_"),
+            *(value for _, value in sorted(sample.labels.items())),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_an_engine_is_watched() -> None:
+    metrics = ServerMetrics()
+    observer = metrics.engine("toy")
+    observer.on_encode(EncodeRecord(requests=2, tokens=10, padding=3, seconds=0.02))
+    observer.on_step(StepRecord(rows=8, padded_rows=1, seconds=0.003))
+    observer.on_step(StepRecord(rows=4, padded_rows=0, seconds=0.003))
+    observer.on_finished(FinishRecord(Outcome.STOP, 5, 6, Timing(queue=0.5, encode=0.1, decode=0.2)))
+    observer.on_finished(FinishRecord(Outcome.CANCELLED, 5, 0, None))
+    stats = EngineStats(waiting=7, unanswered=9, slots_in_use=3, slots=64, totals=Totals())
+    metrics.watch("toy", lambda: stats)
+    samples = scraped(metrics)
+    expected = {
+        ("encoder_tokens_total", "toy"): 10,
+        ("encoder_padding_total", "toy"): 3,
+        ("encode_seconds_count", "toy"): 1,
+        ("step_rows_total", "toy"): 12,
+        ("step_padded_rows_total", "toy"): 1,
+        ("step_seconds_count", "toy"): 2,
+        ("rows_per_step_sum", "toy"): 12,
+        ("segments_total", "toy", "stop"): 1,
+        ("segments_total", "toy", "cancelled"): 1,
+        ("source_tokens_total", "toy"): 10,
+        ("output_tokens_total", "toy"): 6,
+        ("queue_seconds_sum", "toy"): 0.5,
+        ("queue_seconds_count", "toy"): 1,
+        ("queue_depth", "toy"): 7,
+        ("slots_in_use", "toy"): 3,
+        ("slots", "toy"): 64,
+    }
+    assert {key: samples[key] for key in expected} == expected
+
+
+def test_calls_are_counted_by_method_and_status() -> None:
+    metrics = ServerMetrics()
+    for code in ("OK", "OK", "INVALID_ARGUMENT"):
+        metrics.observe_call("/dragoman.v1.TranslationService/Translate", code, 0.01)
+    samples = scraped(metrics)
+    assert samples["calls_total", "OK", "/dragoman.v1.TranslationService/Translate"] == 2
+    assert samples["calls_total", "INVALID_ARGUMENT", "/dragoman.v1.TranslationService/Translate"] == 1
+    assert samples["call_seconds_count", "/dragoman.v1.TranslationService/Translate"] == 3
+
+
+def test_two_servers_keep_their_metrics_apart() -> None:
+    first, second = ServerMetrics(), ServerMetrics()
+    first.observe_call("Translate", "OK", 0.01)
+    assert ("calls_total", "OK", "Translate") not in scraped(second)
+
+
+def test_a_port_that_is_taken_is_an_error_and_a_closed_one_is_free() -> None:
+    metrics = ServerMetrics()
+    with MetricsEndpoint(metrics.registry, "127.0.0.1", 0) as endpoint:
+        port = endpoint.port
+        with pytest.raises(OSError, match="in use"):
+            MetricsEndpoint(metrics.registry, "127.0.0.1", port)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
