@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from dragoman_model.corpus import ParallelCorpus
 from dragoman_model.curve import draw_curve
 from dragoman_model.dataset import BatchStream, TokenisedCorpus, tokenise
 from dragoman_model.loaders import TrainingBatches, ValidationBatches
+from dragoman_model.memory import keep_freed_memory
 from dragoman_model.options import TrainOptions
 from dragoman_model.resume import SafetensorsIO
 from dragoman_model.task import TranslationTask
@@ -75,7 +75,7 @@ def train_model(
     run_folder = out / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
     _check_same_run(run_folder / "options.json", options)
-    _keep_freed_memory()
+    keep_freed_memory()
     seed_everything(options.run.seed, verbose=False)
     tokenizers = _tokenizers(train, out, options)
     data, held_out = _tokenised(train, valid, tokenizers, run_folder, options)
@@ -116,15 +116,6 @@ def _check_same_run(file: Path, options: TrainOptions) -> None:
                 "give the same ones to go on with it, or another --out"
             )
     file.write_text(json.dumps(asdict(options), indent=2) + "\n")
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to reuse freed blocks rather than return them: page faults take half of a step otherwise."""
-    m_mmap_max, m_trim_threshold = -4, -1
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _tokenizers(train: ParallelCorpus, out: Path, options: TrainOptions) -> tuple[Tokenizer, Tokenizer]:

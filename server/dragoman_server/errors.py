@@ -1,14 +1,14 @@
 """Every error a user of the server can meet, in one tree; `service/status.py` maps it to gRPC status codes.
 
-    DragomanServerError
-    ├── BundleError (ValueError)            a bundle that will not be loaded
-    ├── InvalidRequestError (ValueError)    a request's field is wrong; names the field
-    ├── ModelNotFoundError (LookupError)    no such model or language pair
-    ├── QueueFullError (RuntimeError)       too many segments wait; try later
-    ├── DeadlineError (TimeoutError)        the request's deadline passed
-    ├── CancelledError (RuntimeError)       the caller cancelled the request
-    ├── ShuttingDownError (RuntimeError)    the server drains and takes no more
-    └── EngineError (RuntimeError)          the runtime failed; nothing the caller did
+- DragomanServerError
+    - BundleError (ValueError): a bundle that will not be loaded
+    - InvalidRequestError (ValueError): a request's field is wrong; names the field
+    - ModelNotFoundError (LookupError): no such model or language pair
+    - QueueFullError (RuntimeError): too many segments wait; try later
+    - DeadlineError (TimeoutError): the request's deadline passed
+    - CancelledError (RuntimeError): the caller cancelled the request
+    - ShuttingDownError (RuntimeError): the server drains and takes no more
+    - EngineError (RuntimeError): the runtime failed; nothing the caller did
 """
 
 from __future__ import annotations

@@ -45,6 +45,14 @@ class ServerMetrics:
         self._slots_in_use = self._gauge("slots_in_use", "Slots that hold a hypothesis.")
         self._slots = self._gauge("slots", "Slots in all.")
 
+    def watch_server(self, calls_in_progress: Callable[[], int], tasks: Callable[[], int]) -> None:
+        """Read what the service holds whenever metrics are asked for."""
+        for name, help_text, read in (
+            ("calls_in_progress", "Calls that have begun and not ended.", calls_in_progress),
+            ("tasks", "Tasks on the event loop; constant while no call is in progress.", tasks),
+        ):
+            Gauge(f"dragoman_{name}", help_text, registry=self.registry).set_function(read)
+
     def observe_call(self, method: str, code: str, seconds: float) -> None:
         """Count a call that has ended."""
         self._calls.labels(method, code).inc()

@@ -52,6 +52,8 @@ async def _serve(config: ServerConfig, json: bool) -> int:
     metrics = ServerMetrics()
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
     server = GrpcServer(config.host, config.port, config, metrics.observe_call)
+    loop = asyncio.get_running_loop()
+    metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
     with contextlib.ExitStack() as stack:
         write_ready_file = stack.enter_context(_ready_file(config.ready_file))
         metrics_address = _start_metrics(config, metrics, stack)

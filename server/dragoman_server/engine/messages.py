@@ -125,7 +125,7 @@ class Failed:
 
 Event = Progress | Finished | Failed
 Notify = Callable[[Event], None]
-"""Called on the engine's thread: must return at once (an asyncio caller passes on by call_soon_threadsafe)."""
+"""Called on the engine's thread; must return at once (asyncio callers pass on by call_soon_threadsafe)."""
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,50 @@
+# The same commands on a developer's machine and in CI. Needs Python 3.11 or newer, make and a shell.
+PYTHON ?= python3
+VENV ?= .venv
+# Installed before anything that needs it: a range would take the newest build, with several GB of CUDA. Where
+# the package index has CUDA builds alone, name an index of CPU builds: make setup PIP_FLAGS="--index-url ..."
+TORCH ?= torch==2.13.0
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test demo protos wheel-test clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Dragoman needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+demo: setup  ## the whole way in miniature: train, export, serve, translate
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
+
+protos: setup  ## generate the gRPC stubs anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/generate_stubs.sh
+
+wheel-test: setup  ## serve from the built wheel, in an environment without torch
+	$(BIN)/python scripts/wheel_test.py
+
+clean:  ## delete what was built
+	rm -rf $(VENV) .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

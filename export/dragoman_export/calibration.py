@@ -1,0 +1,40 @@
+"""The sentences on which an export is checked."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from dragoman_model.checkpoint import Checkpoint
+from dragoman_server.tokenizer import EOS_ID
+
+__all__ = ["calibration_sources"]
+
+_SENTENCES = 16
+_LONGEST = 24
+_SEED = 1
+
+
+def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> list[list[int]]:
+    """Source ids, end-of-sentence included: of the first lines of `file`, or random ones of mixed lengths.
+
+    Raises:
+        ValueError: no line of `file` has text, or `file` is not UTF-8.
+        OSError: `file` cannot be read.
+    """
+    longest = min(_LONGEST, checkpoint.config.max_positions) - 1
+    if file is None:
+        return _random_sources(checkpoint.config.source_vocabulary_size, longest)
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8") from error
+    if not lines:
+        raise ValueError(f"{file} has no line of text to check the export with")
+    return [[*checkpoint.source_tokenizer.encode(line)[:longest], EOS_ID] for line in lines[:_SENTENCES]]
+
+
+def _random_sources(vocabulary_size: int, longest: int) -> list[list[int]]:
+    generator = random.Random(_SEED)  # noqa: S311 - nothing secret
+    lengths = [1 + i * (longest - 1) // (_SENTENCES - 1) for i in range(_SENTENCES)]
+    return [[*generator.choices(range(EOS_ID + 1, vocabulary_size), k=length), EOS_ID] for length in lengths]

@@ -1,0 +1,47 @@
+"""The command `dragoman export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from dragoman_export.options import ExportOptions
+from dragoman_export.writer import export_checkpoint
+
+__all__ = ["export"]
+
+_DEFAULTS = ExportOptions()
+
+
+def export(
+    checkpoint: Path,
+    /,
+    *,
+    out: Path,
+    options: Annotated[ExportOptions, Parameter(name="*")] = _DEFAULTS,
+    json: bool = False,
+) -> None:
+    """Export a checkpoint to a bundle that a server loads, and check that it says what the checkpoint says.
+
+    Args:
+        checkpoint: The folder that training wrote.
+        out: The bundle's directory, NAME/VERSION, such as models/en-de/1.
+        options: What to export.
+        json: Print the result as JSON.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    bundle = export_checkpoint(checkpoint, out, options)
+    sizes = {name: record.bytes for name, record in bundle.manifest.files.items()}
+    gates = {name: dataclasses.asdict(gate) for name, gate in bundle.manifest.gates.items()}
+    if json:
+        result = {"bundle": str(bundle.path), "manifest_sha256": bundle.manifest_sha256, "files": sizes}
+        sys.stdout.write(json_format.dumps({**result, "gates": gates}) + "\n")
+    else:
+        total = sum(sizes.values()) / 2**20
+        sys.stdout.write(f"{bundle.path}: {total:.1f} MiB, {', '.join(gates)}\n")

@@ -1,0 +1,119 @@
+"""A checkpoint's manifest: file names, dimensions, state, and where everything comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from dragoman_export.graphs import state_tensors
+from dragoman_export.options import ExportError, ExportOptions, Precision
+from dragoman_model.checkpoint import Checkpoint
+from dragoman_model.config import ModelConfig
+from dragoman_server.manifest import (
+    Dimensions,
+    FileRecord,
+    Graphs,
+    Limits,
+    Manifest,
+    Score,
+    SpecialIds,
+    Tokenizers,
+)
+from dragoman_server.strict_json import parse_json
+from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+
+__all__ = ["SPECIAL_IDS", "describe", "graph_files", "read_scores", "records", "tokenizer_files"]
+
+SPECIAL_IDS = SpecialIds(pad=PAD_ID, unk=UNK_ID, bos=BOS_ID, eos=EOS_ID)
+
+
+def describe(
+    checkpoint: Checkpoint,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    scores: tuple[Score, ...],
+    options: ExportOptions,
+) -> Manifest:
+    """The manifest of a bundle with those files, before any gate."""
+    config, metadata = checkpoint.config, checkpoint.metadata
+    return Manifest(
+        name=name,
+        version=version,
+        architecture="transformer",
+        source_languages=(checkpoint.source_language,),
+        target_languages=(checkpoint.target_language,),
+        dimensions=_dimensions(config),
+        special_ids=SPECIAL_IDS,
+        limits=Limits(max_source_tokens=config.max_positions, max_target_tokens=config.max_positions),
+        tokenizers=tokenizer_files(checkpoint),
+        precisions={precision: graph_files(precision) for precision in options.precision},
+        state=state_tensors(checkpoint.model),
+        gates={},
+        scores=scores,
+        provenance=_stated(options.provenance, metadata.get("provenance")),
+        licence=_stated(options.licence, metadata.get("licence")),
+        created_by=_versions(),
+        files=records(files),
+    )
+
+
+def graph_files(precision: Precision) -> Graphs:
+    """The names of a precision's two graphs."""
+    return Graphs(encoder=f"encoder.{precision}.onnx", decode_step=f"decode_step.{precision}.onnx")
+
+
+def tokenizer_files(checkpoint: Checkpoint) -> Tokenizers:
+    """The names of the tokenizers: one where both sides share it."""
+    if checkpoint.source_tokenizer.model == checkpoint.target_tokenizer.model:
+        return Tokenizers(source="tokenizer.spm", target="tokenizer.spm")
+    return Tokenizers(source="source.spm", target="target.spm")
+
+
+def records(files: Mapping[str, bytes]) -> dict[str, FileRecord]:
+    """Sizes and hashes."""
+    return {name: FileRecord(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+
+
+def read_scores(file: Path | None) -> tuple[Score, ...]:
+    """The measurements that `file` lists.
+
+    Raises:
+        ExportError: `file` is not of the form that `ExportOptions.scores` asks for.
+        OSError: `file` cannot be read.
+    """
+    if file is None:
+        return ()
+    try:
+        return parse_json(tuple[Score, ...], json.loads(file.read_bytes()))
+    except ValueError as error:
+        raise ExportError(f"{file} is no JSON list of scores: {error}") from error
+
+
+def _dimensions(config: ModelConfig) -> Dimensions:
+    return Dimensions(
+        d_model=config.d_model,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        d_ff=config.d_ff,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        source_vocabulary_size=config.source_vocabulary_size,
+        target_vocabulary_size=config.target_vocabulary_size,
+    )
+
+
+def _stated(given: str | None, trained: object) -> str:
+    return given if given is not None else str(trained or "")
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("dragoman", "torch", "onnx", "onnxscript", "onnxruntime"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -1,0 +1,47 @@
+"""What an export is to make; each field a flag of `dragoman export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+__all__ = ["ExportError", "ExportOptions", "Precision"]
+
+Precision = Literal["fp32"]
+
+
+class ExportError(ValueError):
+    """A checkpoint that cannot be exported, or an export that does not say what the checkpoint says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What the bundle is to hold and to say of itself.
+
+    Raises:
+        ValueError: a precision is unknown, or there is none.
+    """
+
+    precision: tuple[Precision, ...] = ("fp32",)
+    """Precisions to export."""
+    name: str | None = None
+    """The model's name; by default that of the directory above the version."""
+    calibration: Path | None = None
+    """Text, one sentence a line, on which the export is checked; by default random tokens."""
+    provenance: str | None = None
+    """Where the training data comes from; by default what the checkpoint says."""
+    licence: str | None = None
+    """Of the training data; by default what the checkpoint says."""
+    scores: Path | None = None
+    """JSON list of quality measurements, each with metric, value, test_set and signature."""
+    overwrite: bool = False
+    """Replace an existing version."""
+
+    def __post_init__(self) -> None:
+        for precision in self.precision:
+            if precision not in get_args(Precision):
+                known = ", ".join(get_args(Precision))
+                raise ValueError(f"precision must be one of {known}, not {precision}")
+        if not self.precision:
+            raise ValueError("precision must name at least one")

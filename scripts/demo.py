@@ -1,0 +1,97 @@
+"""The whole way in miniature, with the commands a user types: corpus, train, export, serve, translate.
+
+python scripts/demo.py [--folder .build/demo] [--minutes 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SENTENCES = [
+    "The old cat sees the small dogs.",
+    "The dog that the women saw sleeps.",
+    "Did my guest sleep yesterday?",
+    "The children that see the cat that sleeps laugh.  The man sees them.\n\nThe woman sleeps.",
+]
+
+
+def say(text: str) -> None:
+    """Print a headline."""
+    print(f"\n== {text}", flush=True)
+
+
+def dragoman(*arguments: object) -> None:
+    """Run a command as a user would, showing it; ends the demo if it fails."""
+    words = ["dragoman", *map(str, arguments)]
+    print(f"$ {shlex.join(words)}", flush=True)
+    subprocess.run(words, check=True)
+
+
+@contextlib.contextmanager
+def served(models: Path, folder: Path) -> Iterator[str]:
+    """A server of `models` in a process of its own; yields its address, stops it with SIGTERM."""
+    ready = folder / "address"
+    words = ["dragoman", "serve", "--models", str(models), "--port", "0", "--ready-file", str(ready)]
+    print(f"$ {shlex.join(words)} &", flush=True)
+    process = subprocess.Popen(words)
+    try:
+        end = time.monotonic() + 60
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > end:
+                sys.exit("the server did not become ready")
+            time.sleep(0.05)
+        yield ready.read_text().strip()
+        process.send_signal(signal.SIGTERM)
+        if process.wait(60) != 0:
+            sys.exit(f"the server ended with exit code {process.returncode}")
+    finally:
+        process.kill()
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(".build/demo"))
+    parser.add_argument("--minutes", type=float, default=3.0, help="time to train for")
+    options = parser.parse_args()
+    started = time.monotonic()
+    folder: Path = options.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    corpus, checkpoint, models = folder / "corpus", folder / "checkpoint", folder / "models"
+
+    say("A toy grammar makes English-German text")
+    dragoman("toy", "--out", corpus, "--pairs", 20000)
+    say(f"A small Transformer learns it, for {options.minutes:g} minutes")
+    dragoman(
+        *("train", "--train", corpus / "train.en", corpus / "train.de"),
+        *("--valid", corpus / "valid.en", corpus / "valid.de", "--source", "en", "--target", "de"),
+        *("--out", checkpoint, "--preset", "tiny", "--encoder-layers", 2, "--decoder-layers", 2),
+        *("--dropout", 0.1, "--vocabulary-size", 1000, "--warmup-steps", 400, "--validate-every", 200),
+        *("--max-minutes", options.minutes, "--provenance", "made by a grammar", "--licence", "Apache-2.0"),
+    )
+    say("The checkpoint becomes a bundle, which must say the same as the checkpoint")
+    dragoman("export", checkpoint, "--out", models / "toy-en-de" / "1")
+    dragoman("inspect", models / "toy-en-de" / "1")
+    say("A server translates with it, over gRPC")
+    with served(models, folder) as address:
+        for sentence in SENTENCES:
+            dragoman("translate", sentence, "--endpoint", address)
+        say("How good is that? 1,000 sentences it has never seen")
+        dragoman(
+            *("evaluate", "--endpoint", address),
+            *("--source", corpus / "test.en", "--reference", corpus / "test.de"),
+        )
+    say(f"Done in {time.monotonic() - started:.0f} seconds; the bundle is in {models / 'toy-en-de' / '1'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The serving engine on exported graphs against the reference search in torch."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dragoman_model.checkpoint import load_checkpoint
+from dragoman_model.reference import beam_search
+from dragoman_server.bundle import Bundle
+from dragoman_server.engine.engine import Engine
+from dragoman_server.engine.messages import DecodingOptions, Event, Finished, Request
+from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.tokenizer import BOS_ID, EOS_ID
+
+BOUND = 12
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_mixed_requests_get_what_the_reference_finds(plain: tuple[Path, Bundle], workers: int) -> None:
+    checkpoint, bundle = plain
+    model, generator = load_checkpoint(checkpoint).model, np.random.default_rng(0)
+    size = model.config.source_vocabulary_size
+    loaded, finished = load_model(bundle), queue.SimpleQueue[tuple[int, Event]]()
+    requests = [
+        Request(
+            source=(*generator.integers(4, size, 1 + number % 9).tolist(), EOS_ID),
+            options=DecodingOptions(
+                beam_size=1 + number % 4, length_penalty=0.6, max_output_tokens=BOUND - number % 3
+            ),
+            notify=lambda event, number=number: finished.put((number, event)),
+        )
+        for number in range(24)
+    ]
+    runners = [OnnxRunner(loaded, max_rows=10) for _ in range(workers)]
+    with Engine(runners, max_queue=len(requests), bos_id=BOS_ID, eos_id=EOS_ID) as engine:
+        for request in requests:
+            engine.submit(request)
+        events = dict(finished.get(timeout=30) for _ in requests)
+    for number, request in enumerate(requests):
+        options, event = request.options, events[number]
+        assert isinstance(event, Finished), event
+        expected = beam_search(
+            model,
+            request.source,
+            beam_size=options.beam_size,
+            max_output_tokens=BOUND - number % 3,
+            alpha=options.length_penalty,
+        )
+        assert event.hypotheses[0].tokens == expected[0].tokens
+        assert event.hypotheses[0].score == pytest.approx(expected[0].score, abs=1e-4)

@@ -1,0 +1,78 @@
+"""The gate passes the exported graphs, and nothing that differs from torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dragoman_export.description import SPECIAL_IDS
+from dragoman_export.gate import TOLERANCE, check
+from dragoman_model.checkpoint import load_checkpoint
+from dragoman_server.bundle import Bundle
+from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.runner import FloatArray, IntArray
+from dragoman_server.manifest import Gate
+
+SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3]]
+
+Change = Callable[[FloatArray, IntArray], tuple[FloatArray, IntArray]]
+
+
+class ChangedRunner(OnnxRunner):
+    """Lies about its third step."""
+
+    change: Change
+
+    def step(self, tokens: IntArray, lengths: IntArray, top_k: int) -> tuple[FloatArray, IntArray]:
+        result = super().step(tokens, lengths, top_k)
+        return self.change(*result) if lengths[0] == 2 else result
+
+
+@pytest.fixture
+def gate_of(plain: tuple[Path, Bundle]) -> Callable[[Change], Gate]:
+    checkpoint, bundle = plain
+
+    def gate_of(change: Change) -> Gate:
+        runner = ChangedRunner(load_model(bundle), max_rows=len(SOURCES))
+        runner.change = change
+        return check(load_checkpoint(checkpoint).model, runner, SOURCES, SPECIAL_IDS)
+
+    return gate_of
+
+
+def test_the_exported_graphs_pass(gate_of: Callable[[Change], Gate]) -> None:
+    gate = gate_of(lambda log_prob, ids: (log_prob, ids))
+    assert gate.passed
+    assert (gate.sentences, gate.greedy_agreement) == (3, 1.0)
+    assert gate.max_log_prob_difference < TOLERANCE / 10
+    assert gate.steps >= len(SOURCES)
+
+
+def test_a_difference_beyond_the_tolerance_fails(gate_of: Callable[[Change], Gate]) -> None:
+    gate = gate_of(lambda log_prob, ids: (log_prob - 2 * np.float32(TOLERANCE), ids))
+    assert not gate.passed
+    assert gate.greedy_agreement == 1.0
+    assert gate.max_log_prob_difference == pytest.approx(2 * TOLERANCE, rel=0.1)
+
+
+def test_another_choice_of_token_fails(gate_of: Callable[[Change], Gate]) -> None:
+    def swap(log_prob: FloatArray, ids: IntArray) -> tuple[FloatArray, IntArray]:
+        ids[0, :2] = ids[0, 1::-1]
+        return log_prob, ids
+
+    gate = gate_of(swap)
+    assert not gate.passed
+    assert gate.greedy_agreement == pytest.approx(2 / 3)
+
+
+def test_nan_fails(gate_of: Callable[[Change], Gate]) -> None:
+    def spoil(log_prob: FloatArray, ids: IntArray) -> tuple[FloatArray, IntArray]:
+        log_prob[1] = np.nan
+        return log_prob, ids
+
+    gate = gate_of(spoil)
+    assert not gate.passed
+    assert np.isnan(gate.max_log_prob_difference)
