@@ -66,7 +66,10 @@ class TorchTransformer(nn.Module):
         )
         logits = F.linear(hidden, self.embedding.weight)
         return F.cross_entropy(
-            logits.flatten(0, 1), batch.target_out.flatten(), ignore_index=0, label_smoothing=LABEL_SMOOTHING if self.training else 0.0
+            logits.flatten(0, 1),
+            batch.target_out.flatten(),
+            ignore_index=0,
+            label_smoothing=LABEL_SMOOTHING if self.training else 0.0,
         )
 
 

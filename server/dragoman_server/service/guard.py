@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -72,7 +72,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise
             except Exception as error:
                 code = code_of(error)
-                await abort(error, context)
+                await _abort(error, context)
             except (asyncio.CancelledError, GeneratorExit):
                 code = _gone(context)
                 raise
@@ -80,6 +80,14 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._observe(method, code.name, time.monotonic() - started)
 
         return guarded
+
+
+async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    try:
+        await abort(error, context)
+    except grpc.aio.InternalError:
+        # The caller gave up while the error was on its way: gRPC will cancel this call any moment.
+        raise asyncio.CancelledError from None
 
 
 def _tolerant(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -1,0 +1,68 @@
+"""Serves the demo's bundle from the built wheel, in an environment in which torch cannot be imported.
+
+python scripts/wheel_test.py [--models .build/demo/models]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+CALLS = """
+import dragoman, subprocess, sys
+process = subprocess.Popen(
+    ["dragoman", "serve", "--models", sys.argv[1], "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+)
+try:
+    import json
+    address = json.loads(process.stdout.readline())["address"]
+    with dragoman.Client(address) as client:
+        translation = client.translate("The old cat sees the small dogs.")
+        print("from the wheel:", translation.text)
+        assert translation.text and not translation.truncated
+    process.terminate()
+    assert process.wait(30) == 0, process.returncode
+finally:
+    process.kill()
+"""
+
+
+def main() -> None:
+    """Build, install, serve."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path(".build/demo/models"))
+    models: Path = parser.parse_args().models
+    if not models.is_dir():
+        sys.exit(f"{models} does not exist: run make demo first")
+    folder = Path(".build/wheel").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
+    [wheel] = folder.glob("*.whl")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[server]")
+    for name, must_import in (
+        ("torch", False),
+        ("onnx", False),
+        ("onnxruntime", True),
+        ("dragoman_server", True),
+    ):
+        imported = subprocess.run([python, "-c", f"import {name}"], stderr=subprocess.DEVNULL).returncode == 0
+        if imported is not must_import:
+            sys.exit(f"{name} {'can' if imported else 'cannot'} be imported in the wheel's environment")
+    path = f"{environment / 'bin'}:/usr/bin:/bin"
+    subprocess.run([python, "-c", CALLS, models.resolve()], check=True, cwd=folder, env={"PATH": path})
+
+
+def run(*words: object) -> None:
+    """Run a command that has to succeed."""
+    subprocess.run([str(word) for word in words], check=True)
+
+
+if __name__ == "__main__":
+    main()
