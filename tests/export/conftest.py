@@ -85,11 +85,12 @@ def plain(export_variant: Callable[[str], tuple[Path, Bundle]]) -> tuple[Path, B
 
 
 def _random_model(config: ModelConfig) -> Transformer:
-    generator = torch.Generator().manual_seed(1)
-    model = Transformer(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # so that no bias is zero and no gain one
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Transformer(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # so that no bias is zero and no gain one
+                parameter.add_(torch.randn(parameter.shape), alpha=0.1)
     return model
 
 
