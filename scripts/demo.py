@@ -75,7 +75,8 @@ def main() -> None:
         *("train", "--train", corpus / "train.en", corpus / "train.de"),
         *("--valid", corpus / "valid.en", corpus / "valid.de", "--source", "en", "--target", "de"),
         *("--out", checkpoint, "--preset", "tiny", "--encoder-layers", 2, "--decoder-layers", 2),
-        *("--dropout", 0.1, "--vocabulary-size", 1000, "--warmup-steps", 400, "--validate-every", 200),
+        *("--dropout", 0.1, "--vocabulary-size", 1000, "--batch-tokens", 2048),
+        *("--learning-rate", 0.7, "--warmup-steps", 300, "--validate-every", 200, "--average", 2),
         *("--max-minutes", options.minutes, "--provenance", "made by a grammar", "--licence", "Apache-2.0"),
     )
     say("The checkpoint becomes a bundle, which must say the same as the checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -16,7 +17,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dragoman.client import Client
-from dragoman.errors import InvalidArgument
+from dragoman.errors import InvalidArgument, Unavailable
 from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, TranslateOptions
 from dragoman.results import Translation
 
@@ -47,7 +48,8 @@ def translate(
     """
     cut: list[int] = []
     # The client is closed before the pool is waited for, so that an error ends the calls in flight.
-    with ThreadPoolExecutor(_CALLS_IN_FLIGHT) as pool, Client(endpoint, timeout=timeout) as client:
+    pool, client = ThreadPoolExecutor(_CALLS_IN_FLIGHT), Client(endpoint, timeout=timeout)
+    with _unavailable_explained(endpoint), pool, client:
         batches = _batches(_standard_input(), _lines_per_call(client)) if text is None else [[text]]
         translations = _translate_in_order(client, pool, batches, options)
         for number, translation in enumerate(translations, start=1):
@@ -56,6 +58,15 @@ def translate(
                 cut.append(number)
     if cut:
         sys.stderr.write(f"dragoman: warning: {len(cut)} translations were cut, the first of text {cut[0]}\n")
+
+
+@contextlib.contextmanager
+def _unavailable_explained(endpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        fix = "start one with `dragoman serve`, or name another with --endpoint"
+        raise Unavailable(f"no server answers at {endpoint}: {fix} ({error})") from error
 
 
 def _standard_input() -> Iterator[str]:

@@ -118,5 +118,11 @@ class RunProgress(RichProgressBar):
         """What is 100 %."""
         return self._batches
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands beside the bar: all but the number of the log."""
+        shown: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return shown
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"

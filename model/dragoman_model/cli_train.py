@@ -59,6 +59,8 @@ def train(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # torch and Lightning take seconds to import; flags that are wrong are reported before that.
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from dragoman_model.training import Provenance, train_model
 
     options = TrainOptions(model, vocabulary, dataset, augment, optimisation, run)
@@ -69,6 +71,8 @@ def train(
         options,
         Provenance(source, target, provenance, licence),
     )
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return  # another process of the same run prints
     if json:
         sys.stdout.write(json_format.dumps(report) + "\n")
     else:

@@ -240,11 +240,11 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            for plan in islice(
-                self._plan(self.epoch), self.position * self.world_size + self.rank, None, self.world_size
-            ):
+            plans = islice(self._plan(self.epoch), self.position * self.world_size, None)
+            # Every process takes as many: what is left at the end of an epoch is left out.
+            while len(share := list(islice(plans, self.world_size))) == self.world_size:
                 self.position += 1
-                yield self.corpus.batch(plan)
+                yield self.corpus.batch(share[self.rank])
             self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

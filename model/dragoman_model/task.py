@@ -20,8 +20,8 @@ from dragoman_server.tokenizer import PAD_ID
 __all__ = ["DivergenceError", "TranslationTask"]
 
 
-class DivergenceError(RuntimeError):
-    """Training met a loss that is not a number; the message says where."""
+class DivergenceError(ValueError):
+    """Training met a loss or a gradient that is not a number; the message says where, and what helps."""
 
 
 class TranslationTask(LightningModule):
@@ -63,9 +63,8 @@ class TranslationTask(LightningModule):
         smoothed, likelihood, tokens = self.losses(batch, self.label_smoothing)
         if not torch.isfinite(smoothed):
             raise DivergenceError(self._divergence(batch))
-        self.log_dict(
-            {"train/loss": smoothed, "train/likelihood": likelihood}, batch_size=tokens, prog_bar=True
-        )
+        self.log("train/loss", smoothed, batch_size=tokens)
+        self.log("train/likelihood", likelihood, batch_size=tokens, prog_bar=True)
         return smoothed
 
     def _divergence(self, batch: Batch) -> str:

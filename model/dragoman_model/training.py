@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -23,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dragoman_model.callbacks import RunProgress, SaveRun, Throughput
 from dragoman_model.checkpoint import Checkpoint, average_weights, load_weights, save_weights
-from dragoman_model.config import preset_config
+from dragoman_model.config import ModelConfig, preset_config
 from dragoman_model.corpus import ParallelCorpus
 from dragoman_model.curve import draw_curve
 from dragoman_model.dataset import BatchStream, TokenisedCorpus, tokenise
@@ -31,9 +32,9 @@ from dragoman_model.loaders import TrainingBatches, ValidationBatches
 from dragoman_model.memory import keep_freed_memory
 from dragoman_model.options import TrainOptions
 from dragoman_model.resume import SafetensorsIO
+from dragoman_model.run_folder import claim_run_folder, run_tokenizers
 from dragoman_model.task import TranslationTask
 from dragoman_model.transformer import Transformer
-from dragoman_model.vocabulary import train_tokenizers
 from dragoman_server.tokenizer import Tokenizer
 
 __all__ = ["Provenance", "train_model"]
@@ -73,61 +74,22 @@ def train_model(
         SystemExit: SIGTERM arrived; the run is saved.
     """
     run_folder = out / "run"
-    run_folder.mkdir(parents=True, exist_ok=True)
-    _check_same_run(run_folder / "options.json", options)
+    size = options.vocabulary.vocabulary_size
+    _model_config(options, size, size)  # dimensions that do not fit are reported before any work
+    save = SaveRun(run_folder, keep=options.run.average)
+    claim_run_folder(run_folder, options, train, valid, save.resume_file)
     keep_freed_memory()
     seed_everything(options.run.seed, verbose=False)
-    tokenizers = _tokenizers(train, out, options)
+    trainer = _trainer(run_folder, options, save)
+    tokenizers = run_tokenizers(run_folder, train, options)
     data, held_out = _tokenised(train, valid, tokenizers, run_folder, options)
-    model = Transformer(
-        preset_config(
-            options.model.preset,
-            source_vocabulary_size=tokenizers[0].vocabulary_size,
-            target_vocabulary_size=tokenizers[1].vocabulary_size,
-            shared_vocabulary=options.vocabulary.shared_vocabulary,
-            **options.model.changes(),
-        )
-    )
+    model = Transformer(_model_config(options, *(tokenizer.vocabulary_size for tokenizer in tokenizers)))
     started = time.monotonic()
-    trainer, save = _fit(model, data, held_out, run_folder, options)
+    _fit(trainer, model, data, held_out, options, save.resume_file)
     report = _report(trainer, save, model, data, options, time.monotonic() - started)
     if trainer.is_global_zero:
         _finish(model, save, tokenizers, out, options, provenance, report)
     return report
-
-
-def _check_same_run(file: Path, options: TrainOptions) -> None:
-    """A resumed run keeps its options, but for how long it goes on."""
-    now = asdict(options)
-    if file.is_file():
-        before = json.loads(file.read_text())
-        for settings in (before, now):
-            for name in ("max_steps", "max_minutes", "patience", "average_of"):
-                settings["run"].pop(name)
-        changed = [
-            f"{part}.{name}"
-            for part in now
-            for name in now[part]
-            if now[part][name] != before[part].get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{file.parent.parent} holds a run with other options ({', '.join(changed)}): "
-                "give the same ones to go on with it, or another --out"
-            )
-    file.write_text(json.dumps(asdict(options), indent=2) + "\n")
-
-
-def _tokenizers(train: ParallelCorpus, out: Path, options: TrainOptions) -> tuple[Tokenizer, Tokenizer]:
-    files = [out / "run" / f"{side}.spm" for side in ("source", "target")]
-    if not all(file.is_file() for file in files):
-        _log.info("training the tokenizer")
-        for file, tokenizer in zip(
-            files, train_tokenizers(train, options.vocabulary, options.augment, options.run.seed), strict=True
-        ):
-            file.write_bytes(tokenizer.model)
-    source = Tokenizer(files[0].read_bytes())
-    return source, source if options.vocabulary.shared_vocabulary else Tokenizer(files[1].read_bytes())
 
 
 def _tokenised(
@@ -147,58 +109,77 @@ def _tokenised(
     return data, held_out
 
 
-def _fit(
-    model: Transformer,
-    data: TokenisedCorpus,
-    held_out: TokenisedCorpus,
-    run_folder: Path,
-    options: TrainOptions,
-) -> tuple[Trainer, SaveRun]:
+def _model_config(options: TrainOptions, source_size: int, target_size: int) -> ModelConfig:
+    return preset_config(
+        options.model.preset,
+        source_vocabulary_size=source_size,
+        target_vocabulary_size=target_size,
+        shared_vocabulary=options.vocabulary.shared_vocabulary,
+        **options.model.changes(),
+    )
+
+
+def _trainer(run_folder: Path, options: TrainOptions, save: SaveRun) -> Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        ValueError: the device is not there.
+    """
     run, optimisation = options.run, options.optimisation
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no advertisements
-    save = SaveRun(run_folder, keep=run.average)
     callbacks: list[Callback] = [Throughput(), RunProgress(run.max_steps * optimisation.accumulate)]
     if run.patience:
         callbacks.append(EarlyStopping("valid/likelihood", patience=run.patience, check_finite=True))
-    trainer = Trainer(
-        accelerator=run.device,
-        devices=run.devices,
-        precision=run.precision,
-        max_steps=run.max_steps,
-        max_epochs=-1,
-        max_time=None if run.max_minutes is None else timedelta(minutes=run.max_minutes),
-        val_check_interval=run.validate_every * optimisation.accumulate,
-        check_val_every_n_epoch=None,
-        accumulate_grad_batches=optimisation.accumulate,
-        gradient_clip_val=optimisation.gradient_clip or None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=50,
-        plugins=[SafetensorsIO()],
-        callbacks=[*callbacks, save],  # last: it saves the state of the others
-        logger=[
-            TensorBoardLogger(run_folder, "tensorboard", ""),
-            CSVLogger(run_folder, "csv", flush_logs_every_n_steps=10),
-        ],
-    )
+    try:
+        return Trainer(
+            accelerator=run.device,
+            devices=run.devices,
+            precision=run.precision,
+            max_steps=run.max_steps,
+            max_epochs=-1,
+            max_time=None if run.max_minutes is None else timedelta(minutes=run.max_minutes),
+            val_check_interval=run.validate_every * optimisation.accumulate,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=optimisation.accumulate,
+            gradient_clip_val=optimisation.gradient_clip or None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            log_every_n_steps=50,
+            plugins=[SafetensorsIO()],
+            callbacks=[*callbacks, save],  # last: it saves the state of the others
+            logger=[
+                TensorBoardLogger(run_folder, "tensorboard", ""),
+                CSVLogger(run_folder, "csv", flush_logs_every_n_steps=10),
+            ],
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"--device {run.device} --devices {run.devices}: {error}") from error
+
+
+def _fit(
+    trainer: Trainer,
+    model: Transformer,
+    data: TokenisedCorpus,
+    held_out: TokenisedCorpus,
+    options: TrainOptions,
+    resume_file: Path,
+) -> None:
+    optimisation, seed = options.optimisation, options.run.seed
     task = TranslationTask(
         model, optimisation.learning_rate, optimisation.warmup_steps, optimisation.label_smoothing
     )
     stream = BatchStream(
-        data, optimisation.batch_tokens, run.seed, rank=trainer.global_rank, world_size=trainer.world_size
+        data, optimisation.batch_tokens, seed, rank=trainer.global_rank, world_size=trainer.world_size
     )
-    batches = TrainingBatches(stream)
-    checks = ValidationBatches(BatchStream(held_out, optimisation.batch_tokens, run.seed))
+    checks = ValidationBatches(BatchStream(held_out, optimisation.batch_tokens, seed))
+    state = resume_file if resume_file.is_file() else None
     with _interrupt_as_termination(), _quiet_library():
         try:
-            trainer.fit(
-                task, batches, checks, ckpt_path=save.resume_file if save.resume_file.is_file() else None
-            )
+            trainer.fit(task, TrainingBatches(stream), checks, ckpt_path=state)
         except SIGTERMException:  # saved by then
             raise SystemExit(128 + signal.SIGTERM) from None
-    return trainer, save
 
 
 @contextlib.contextmanager

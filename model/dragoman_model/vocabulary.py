@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -76,5 +77,7 @@ def _train(sentences: Iterable[str], options: VocabularyOptions) -> Tokenizer:
 def _reason(error: RuntimeError, size: int) -> str:
     text = str(error)
     if "too high" in text or "too small" in text or "too large" in text or "required_chars" in text:
-        return f"the corpus does not support {size} pieces: change --vocabulary-size ({text.strip()})"
+        limit = re.search(r"value (<=|>=) (\d+)", text)
+        fit = f" to a value {limit[1]} {limit[2]}" if limit else ""
+        return f"the corpus does not support {size} pieces: change --vocabulary-size{fit}"
     return f"no tokenizer could be trained: is the corpus empty? ({text.strip()})"
