@@ -34,6 +34,7 @@ def evaluate(
     options: Annotated[DecodingOptions, Parameter(name="*")] = DecodingOptions(),  # noqa: B008  # frozen
     moses: str | None = None,
     output: Path | None = None,
+    scores: Path | None = None,
     json: bool = False,
 ) -> None:
     """Translate a test set and score it with sacreBLEU: BLEU and chrF, with their signatures.
@@ -48,6 +49,7 @@ def evaluate(
         moses: A language such as de: lower-case, punctuation-normalise and Moses-tokenise the output, and
             compare it with a reference that is all that already, as Wu et al. 2021 do.
         output: Also write the translations to this file.
+        scores: Also write the scores to this file, for `dragoman export --scores`.
         json: Print the scores as JSON.
     """
     texts, references = read_lines(source), read_lines(reference)
@@ -59,8 +61,10 @@ def evaluate(
         outputs = [text for group in _progress(texts) for text in translate(group)]
     if output is not None:
         output.write_text("".join(line.replace("\n", " ") + "\n" for line in outputs), encoding="utf-8")
-    scores = score(moses_lower(outputs, moses) if moses else outputs, references, tokenised=bool(moses))
-    sys.stdout.write((json_format.dumps(dataclasses.asdict(scores)) if json else str(scores)) + "\n")
+    found = score(moses_lower(outputs, moses) if moses else outputs, references, tokenised=bool(moses))
+    if scores is not None:
+        scores.write_text(json_format.dumps(found.records(reference.name), indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write((json_format.dumps(dataclasses.asdict(found)) if json else str(found)) + "\n")
 
 
 def _progress(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -31,6 +31,14 @@ class Scores:
     chrf_signature: str
     sentences: int
 
+    def records(self, test_set: str) -> list[dict[str, str | float]]:
+        """One record a metric, as a bundle's manifest has them."""
+        found = {"BLEU": (self.bleu, self.bleu_signature), "chrF": (self.chrf, self.chrf_signature)}
+        return [
+            {"metric": metric, "value": round(value, 2), "test_set": test_set, "signature": signature}
+            for metric, (value, signature) in found.items()
+        ]
+
     def __str__(self) -> str:
         return f"BLEU {self.bleu:.2f} ({self.bleu_signature})\nchrF {self.chrf:.2f} ({self.chrf_signature})"
 

@@ -74,7 +74,7 @@ def checkpoint(corpus: Path) -> Path:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
     out = checkpoint.parent / "models" / "toy" / "1"
-    run("export", checkpoint, "--out", out)
+    run("export", checkpoint, "--out", out, "--calibration", checkpoint.parent / "valid.en")
     return out
 
 
@@ -237,3 +237,16 @@ def test_all_ways_to_evaluate_agree(
         assert outputs == [translation.text for translation in client.translate(sources)]
     assert scores["sentences"] == 20
     assert "tok:13a" in scores["bleu_signature"]
+
+
+def test_scores_reach_the_bundle(
+    server: dict[str, str], checkpoint: Path, corpus: Path, tmp_path: Path
+) -> None:
+    files = ("--source", corpus / "valid.en", "--reference", corpus / "valid.de", "--beam-size", 1)
+    measured = run("evaluate", "--endpoint", server["address"], *files, "--scores", tmp_path / "scores.json")
+    out = tmp_path / "models" / "scored" / "2"
+    run("export", checkpoint, "--out", out, "--scores", tmp_path / "scores.json")
+    [bleu, chrf] = json.loads((out / "bundle.json").read_text())["scores"]
+    assert (bleu["metric"], chrf["metric"], bleu["test_set"]) == ("BLEU", "chrF", "valid.de")
+    assert f"BLEU {bleu['value']:.2f} ({bleu['signature']})" in measured
+    assert "BLEU" in run("inspect", out)
