@@ -29,6 +29,7 @@ def train(
     source: str,
     target: str,
     out: Path,
+    initial: Path | None = None,
     provenance: str = "",
     licence: str = "",
     model: Annotated[ModelOptions, _FLAGS] = ModelOptions(),  # noqa: B008  # frozen
@@ -47,6 +48,7 @@ def train(
         source: Source language, such as en.
         target: Target language, such as de.
         out: Folder of the checkpoint.
+        initial: Checkpoint to begin with instead of random weights: fine-tuning. Brings its tokenizers.
         provenance: Where the text comes from; stands in the checkpoint and the model card.
         licence: The text's licence.
         model: The network.
@@ -61,6 +63,7 @@ def train(
     # torch and Lightning take seconds to import; flags that are wrong are reported before that.
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    from dragoman_model.checkpoint import load_checkpoint
     from dragoman_model.training import Provenance, train_model
 
     options = TrainOptions(model, vocabulary, dataset, augment, optimisation, run)
@@ -70,6 +73,7 @@ def train(
         out,
         options,
         Provenance(source, target, provenance, licence),
+        load_checkpoint(initial) if initial else None,
     )
     if getattr(rank_zero_only, "rank", 0) != 0:
         return  # another process of the same run prints

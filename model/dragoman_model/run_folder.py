@@ -14,7 +14,7 @@ from dragoman_model.options import TrainOptions
 from dragoman_model.vocabulary import train_tokenizers
 from dragoman_server.tokenizer import Tokenizer
 
-__all__ = ["claim_run_folder", "run_tokenizers"]
+__all__ = ["claim_run_folder", "keep_tokenizers", "run_tokenizers"]
 
 _log = logging.getLogger(__name__)
 # A run may go on for longer than it was first meant to.
@@ -62,6 +62,12 @@ def _identity(corpus: ParallelCorpus) -> list[list[str | int]]:
     return [[file.name, file.stat().st_size] for file in corpus.files]
 
 
+def keep_tokenizers(folder: Path, source: Tokenizer, target: Tokenizer) -> None:
+    """Make these the run's tokenizers."""
+    for side, tokenizer in (("source", source), ("target", target)):
+        (folder / f"{side}.spm").write_bytes(tokenizer.model)
+
+
 def run_tokenizers(folder: Path, train: ParallelCorpus, options: TrainOptions) -> tuple[Tokenizer, Tokenizer]:
     """The run's source and target tokenizers, trained if they are not there yet.
 
@@ -71,8 +77,8 @@ def run_tokenizers(folder: Path, train: ParallelCorpus, options: TrainOptions) -
     files = [folder / f"{side}.spm" for side in ("source", "target")]
     if not all(file.is_file() for file in files):
         _log.info("training the tokenizer")
-        trained = train_tokenizers(train, options.vocabulary, options.augment, options.run.seed)
-        for file, tokenizer in zip(files, trained, strict=True):
-            file.write_bytes(tokenizer.model)
+        keep_tokenizers(
+            folder, *train_tokenizers(train, options.vocabulary, options.augment, options.run.seed)
+        )
     source = Tokenizer(files[0].read_bytes())
     return source, source if options.vocabulary.shared_vocabulary else Tokenizer(files[1].read_bytes())

@@ -32,7 +32,7 @@ from dragoman_model.loaders import TrainingBatches, ValidationBatches
 from dragoman_model.memory import keep_freed_memory
 from dragoman_model.options import TrainOptions
 from dragoman_model.resume import SafetensorsIO
-from dragoman_model.run_folder import claim_run_folder, run_tokenizers
+from dragoman_model.run_folder import claim_run_folder, keep_tokenizers, run_tokenizers
 from dragoman_model.task import TranslationTask
 from dragoman_model.transformer import Transformer
 from dragoman_server.tokenizer import Tokenizer
@@ -54,7 +54,12 @@ class Provenance:
 
 
 def train_model(
-    train: ParallelCorpus, valid: ParallelCorpus, out: Path, options: TrainOptions, provenance: Provenance
+    train: ParallelCorpus,
+    valid: ParallelCorpus,
+    out: Path,
+    options: TrainOptions,
+    provenance: Provenance,
+    initial: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train, or go on with the run that `out` holds, and leave the averaged checkpoint in `out`.
 
@@ -64,6 +69,7 @@ def train_model(
         out: Folder of the checkpoint; `out/run` holds what resuming needs, logs and the training curve.
         options: All settings.
         provenance: Languages and origin of the text.
+        initial: Begin with its weights and its tokenizers (fine-tuning); the dimensions must be the same.
 
     Returns:
         The run's report, also in `out/report.json`: steps, minutes, tokens per second, losses, parameters.
@@ -78,12 +84,16 @@ def train_model(
     _model_config(options, size, size)  # dimensions that do not fit are reported before any work
     save = SaveRun(run_folder, keep=options.run.average)
     claim_run_folder(run_folder, options, train, valid, save.resume_file)
+    if initial is not None:
+        keep_tokenizers(run_folder, initial.source_tokenizer, initial.target_tokenizer)
     keep_freed_memory()
     seed_everything(options.run.seed, verbose=False)
     trainer = _trainer(run_folder, options, save)
     tokenizers = run_tokenizers(run_folder, train, options)
     data, held_out = _tokenised(train, valid, tokenizers, run_folder, options)
     model = Transformer(_model_config(options, *(tokenizer.vocabulary_size for tokenizer in tokenizers)))
+    if initial is not None:
+        _take_weights(model, initial)
     started = time.monotonic()
     _fit(trainer, model, data, held_out, options, save.resume_file)
     report = _report(trainer, save, model, data, options, time.monotonic() - started)
@@ -117,6 +127,15 @@ def _model_config(options: TrainOptions, source_size: int, target_size: int) -> 
         shared_vocabulary=options.vocabulary.shared_vocabulary,
         **options.model.changes(),
     )
+
+
+def _take_weights(model: Transformer, initial: Checkpoint) -> None:
+    try:
+        model.load_state_dict(initial.model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            "the initial checkpoint has other dimensions: give the preset and sizes it was trained with"
+        ) from error
 
 
 def _trainer(run_folder: Path, options: TrainOptions, save: SaveRun) -> Trainer:

@@ -131,6 +131,32 @@ def test_other_options_are_refused_and_named(uninterrupted: Path, counting_corpu
         run(counting_corpus, uninterrupted, changed)
 
 
+def test_fine_tuning_begins_with_the_weights_and_tokenizers_it_is_given(
+    uninterrupted: Path, counting_corpus: ParallelCorpus, tmp_path: Path
+) -> None:
+    initial = load_checkpoint(uninterrupted)
+    still = replace(
+        OPTIONS,
+        vocabulary=VocabularyOptions(vocabulary_size=300),  # the checkpoint's has 320
+        optimisation=replace(OPTIONS.optimisation, learning_rate=1e-9),
+        run=replace(OPTIONS.run, max_steps=10),
+    )
+    train_model(counting_corpus, counting_corpus, tmp_path, still, PROVENANCE, initial)
+    tuned = load_checkpoint(tmp_path)
+    assert tuned.source_tokenizer.model == initial.source_tokenizer.model
+    for name, tensor in initial.model.state_dict().items():
+        torch.testing.assert_close(tuned.model.state_dict()[name], tensor, atol=1e-4, rtol=0)
+    wider = replace(still, model=replace(OPTIONS.model, d_ff=64))
+    with pytest.raises(ValueError, match="other dimensions"):
+        train_model(counting_corpus, counting_corpus, tmp_path / "wider", wider, PROVENANCE, initial)
+
+
+def test_a_failed_start_does_not_bind_the_folder(counting_corpus: ParallelCorpus, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--device cuda"):
+        run(counting_corpus, tmp_path, replace(OPTIONS, run=replace(OPTIONS.run, device="cuda")))
+    assert run(counting_corpus, tmp_path)["steps"] == 30
+
+
 def test_early_stopping(counting_corpus: ParallelCorpus, tmp_path: Path) -> None:
     stuck = replace(
         OPTIONS,
