@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ class DatasetOptions:
     """Random segmentations kept of every pair besides the best one, one for each further epoch in turn:
     BPE-dropout (Provilkov et al. 2020) or subword regularisation (Kudo 2018). They are drawn once and kept
     with the run; SentencePiece cannot draw the same ones again for another run."""
+    subword_sides: Literal["source", "both"] = "source"
+    """Sampling the target as well regularises more, but a small model spends itself on guessing how words
+    are cut."""
     subword_alpha: float = 0.1
     """Dropout rate of BPE merges, or smoothing of unigram segmentations."""
 
@@ -183,7 +186,7 @@ def _write(
             count += fits.count(True) if variant == 0 else 0
             for side in (0, 1):
                 sentences = best[side]
-                if variant:
+                if variant and (side == 0 or options.subword_sides == "both"):
                     sentences = _sampled(
                         tokenizers[side], [pair[side] for pair in chunk], best[side], options
                     )

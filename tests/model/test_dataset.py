@@ -46,7 +46,8 @@ def epoch(stream: BatchStream) -> list[Batch]:
 def test_ids_on_disk_are_those_of_the_tokenizer(
     tmp_path: Path, counting_corpus: ParallelCorpus, counting_tokenizers: Tokenizers
 ) -> None:
-    data = tokenise(counting_corpus, counting_tokenizers, tmp_path, options=DatasetOptions(subword_samples=2))
+    options = DatasetOptions(subword_samples=2, subword_sides="both", subword_alpha=0.5)
+    data = tokenise(counting_corpus, counting_tokenizers, tmp_path, options=options)
     pairs = list(counting_corpus.pairs(CorpusReport()))
     assert (data.pairs, data.variants) == (len(pairs), 3)
     for index, pair in enumerate(pairs):
@@ -55,6 +56,22 @@ def test_ids_on_disk_are_those_of_the_tokenizer(
             for variant in (1, 2):
                 ids = data.sentence(side, variant * data.pairs + index).tolist()
                 assert counting_tokenizers[side].decode(ids) == pair[side]
+
+
+def test_random_segmentations_of_the_source_leave_the_target_alone(
+    tmp_path: Path, counting_corpus: ParallelCorpus, counting_tokenizers: Tokenizers
+) -> None:
+    options = DatasetOptions(subword_samples=1, subword_alpha=0.5)
+    data = tokenise(counting_corpus, counting_tokenizers, tmp_path, options=options)
+    other = [
+        [
+            data.sentence(side, i).tolist() != data.sentence(side, data.pairs + i).tolist()
+            for i in range(data.pairs)
+        ]
+        for side in (0, 1)
+    ]
+    assert sum(other[0]) > data.pairs / 2
+    assert not any(other[1])
 
 
 def test_the_second_run_maps_what_the_first_one_wrote(

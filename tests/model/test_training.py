@@ -152,8 +152,8 @@ def test_fine_tuning_begins_with_the_weights_and_tokenizers_it_is_given(
 
 
 def test_a_failed_start_does_not_bind_the_folder(counting_corpus: ParallelCorpus, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--device cuda"):
-        run(counting_corpus, tmp_path, replace(OPTIONS, run=replace(OPTIONS.run, device="cuda")))
+    with pytest.raises(ValueError, match="--device tpu"):
+        run(counting_corpus, tmp_path, replace(OPTIONS, run=replace(OPTIONS.run, device="tpu")))
     assert run(counting_corpus, tmp_path)["steps"] == 30
 
 
