@@ -65,12 +65,12 @@ def score(outputs: Sequence[str], references: Sequence[str], *, tokenised: bool 
 
 
 def moses_lower(texts: Iterable[str], language: str) -> list[str]:
-    """Punctuation-normalised, lower-cased and Moses-tokenised, as Wu et al. 2021 (arXiv:2105.14462) score."""
+    """Punctuation-normalised, lower-cased and Moses-tokenised, as Wu et al. 2021 (arXiv:2105.14462) score.
+
+    Like the Moses scripts, and the references made with them, this writes a quotation mark as `&quot;`.
+    """
     normalizer, tokenizer = MosesPunctNormalizer(lang=language), MosesTokenizer(lang=language)
-    return [
-        tokenizer.tokenize(normalizer.normalize(text).lower(), escape=False, return_str=True)
-        for text in texts
-    ]
+    return [tokenizer.tokenize(normalizer.normalize(text).lower(), return_str=True) for text in texts]
 
 
 def read_lines(file: Path) -> list[str]:
