@@ -13,6 +13,7 @@ import asyncio
 import json
 import random
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dragoman_model.evaluation import read_lines
 from serving import Served, served
 
 CONCURRENCY = 100
+SETTLE_SECONDS = 5.0  # the last cancellations may still be on their way when the storm is over
 HELD = ("dragoman_queue_depth", "dragoman_slots_in_use", "dragoman_calls_in_progress", "dragoman_tasks")
 
 
@@ -75,7 +77,9 @@ def main() -> None:
             idle = held_by(server)
             ends = asyncio.run(storm(server.address, texts, options.seed))
             after = client.translate(texts[0])
-        held = held_by(server)
+        end = time.monotonic() + SETTLE_SECONDS
+        while (held := held_by(server)) != idle and time.monotonic() < end:
+            time.sleep(0.05)
     same = before.hypotheses == after.hypotheses
     print(
         json.dumps(
