@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse freed blocks rather than return them to the system; does nothing elsewhere.
 
     A training step allocates and frees the same large tensors again and again; handed back and fetched anew,
-    their page faults take about half of a step on CPU.
+    they cost page faults. What it saves depends on the model: docs/results.md has figures.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.corpus import ParallelCorpus
 from dragoman_model.options import TrainOptions
 from dragoman_model.vocabulary import train_tokenizers
@@ -22,14 +24,19 @@ _MAY_CHANGE = ("max_steps", "max_minutes", "patience", "average_of")
 
 
 def claim_run_folder(
-    folder: Path, options: TrainOptions, train: ParallelCorpus, valid: ParallelCorpus, resume_file: Path
+    folder: Path,
+    options: TrainOptions,
+    train: ParallelCorpus,
+    valid: ParallelCorpus,
+    initial: Checkpoint | None,
+    resume_file: Path,
 ) -> None:
     """Make `folder` this run's: it goes on with what is there, or begins where nothing was trained yet.
 
     Raises:
-        ValueError: the folder holds the state of a run with other options or other text.
+        ValueError: the folder holds the state of a run with other options, text or initial weights.
     """
-    settings = _settings(options, train, valid)
+    settings = _settings(options, train, valid, initial)
     file = folder / "options.json"
     before = json.loads(file.read_text()) if file.is_file() else {}
     changed = [
@@ -50,16 +57,25 @@ def claim_run_folder(
 
 
 def _settings(
-    options: TrainOptions, train: ParallelCorpus, valid: ParallelCorpus
+    options: TrainOptions, train: ParallelCorpus, valid: ParallelCorpus, initial: Checkpoint | None
 ) -> dict[str, dict[str, Any]]:
     """Plain JSON values: what was read back is compared with it."""
-    text = {"train": _identity(train), "valid": _identity(valid)}
-    settings: dict[str, dict[str, Any]] = json.loads(json.dumps({**asdict(options), "text": text}))
+    given = {"train": _identity(train), "valid": _identity(valid), "initial": _weights_hash(initial)}
+    settings: dict[str, dict[str, Any]] = json.loads(json.dumps({**asdict(options), "given": given}))
     return settings
 
 
 def _identity(corpus: ParallelCorpus) -> list[list[str | int]]:
     return [[file.name, file.stat().st_size] for file in corpus.files]
+
+
+def _weights_hash(checkpoint: Checkpoint | None) -> str | None:
+    if checkpoint is None:
+        return None
+    digest = hashlib.sha256()
+    for tensor in checkpoint.model.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def keep_tokenizers(folder: Path, source: Tokenizer, target: Tokenizer) -> None:

@@ -27,7 +27,7 @@ from dragoman_model.checkpoint import Checkpoint, average_weights, load_weights,
 from dragoman_model.config import ModelConfig, preset_config
 from dragoman_model.corpus import ParallelCorpus
 from dragoman_model.curve import draw_curve
-from dragoman_model.dataset import BatchStream, TokenisedCorpus, tokenise
+from dragoman_model.dataset import BatchStream, DatasetOptions, TokenisedCorpus, tokenise
 from dragoman_model.loaders import TrainingBatches, ValidationBatches
 from dragoman_model.memory import keep_freed_memory
 from dragoman_model.options import TrainOptions
@@ -83,7 +83,7 @@ def train_model(
     size = options.vocabulary.vocabulary_size
     _model_config(options, size, size)  # dimensions that do not fit are reported before any work
     save = SaveRun(run_folder, keep=options.run.average)
-    claim_run_folder(run_folder, options, train, valid, save.resume_file)
+    claim_run_folder(run_folder, options, train, valid, initial, save.resume_file)
     if initial is not None:
         keep_tokenizers(run_folder, initial.source_tokenizer, initial.target_tokenizer)
     keep_freed_memory()
@@ -113,7 +113,7 @@ def _tokenised(
     cache, seed = run_folder / "data", options.run.seed
     data = tokenise(train, tokenizers, cache, options=options.dataset, augment=options.augment, seed=seed)
     _log.info("training pairs: %s; %d with augmentation", data.report, data.pairs)
-    plain = type(options.dataset)(max_tokens=options.dataset.max_tokens)
+    plain = DatasetOptions(max_tokens=options.dataset.max_tokens)
     held_out = tokenise(valid, tokenizers, cache, options=plain)
     _log.info("validation pairs: %s", held_out.report)
     return data, held_out

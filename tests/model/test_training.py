@@ -150,6 +150,8 @@ def test_fine_tuning_begins_with_the_weights_and_tokenizers_it_is_given(
     assert tuned.source_tokenizer.model == initial.source_tokenizer.model
     for name, tensor in initial.model.state_dict().items():
         torch.testing.assert_close(tuned.model.state_dict()[name], tensor, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"other options \(given\.initial\)"):
+        run(counting_corpus, tmp_path, still)
     wider = replace(still, model=replace(OPTIONS.model, d_ff=64))
     with pytest.raises(ValueError, match="other dimensions"):
         train_model(counting_corpus, counting_corpus, tmp_path / "wider", wider, PROVENANCE, initial)
