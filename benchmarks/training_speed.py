@@ -133,9 +133,7 @@ def main() -> None:
     ours = TranslationTask(Transformer(config), 1.0, 4000, LABEL_SMOOTHING).train()
     theirs = TorchTransformer(config).train()
     steps = {
-        "dragoman": trainer(
-            list(ours.parameters()), lambda b: ours.losses(b, LABEL_SMOOTHING)[0], options.fp32
-        ),
+        "dragoman": trainer(list(ours.parameters()), lambda b: ours.losses(b)[0], options.fp32),
         "torch.nn.Transformer": trainer(list(theirs.parameters()), theirs, options.fp32),
     }
     batches = sentence_batches(options.vocabulary, options.batches, options.batch_tokens)

@@ -51,6 +51,9 @@ class OptimisationOptions:
     """Factor on the schedule of Vaswani et al. 2017, equation 3."""
     warmup_steps: int = 4000
     label_smoothing: float = 0.1
+    r_drop: float = 0.0
+    """Weight of R-Drop (Liang et al. 2021): every batch goes through the network twice, and predictions that
+    differ between the two dropout masks cost. Doubles the work of a step; 5 is usual; 0 for none."""
     gradient_clip: float = 1.0
     """Bound on the gradients' norm; 0 for none."""
 
@@ -62,8 +65,9 @@ class OptimisationOptions:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, not {self.label_smoothing}")
-        if self.gradient_clip < 0.0:
-            raise ValueError(f"gradient_clip must be at least 0, not {self.gradient_clip}")
+        for name in ("r_drop", "gradient_clip"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

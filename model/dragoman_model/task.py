@@ -32,40 +32,52 @@ class TranslationTask(LightningModule):
         learning_rate: Factor on the Noam schedule.
         warmup_steps: Steps until the learning rate's peak.
         label_smoothing: As in `token_losses`.
+        r_drop: As in `fused_output_losses`.
     """
 
     def __init__(
-        self, model: Transformer, learning_rate: float, warmup_steps: int, label_smoothing: float
+        self,
+        model: Transformer,
+        learning_rate: float,
+        warmup_steps: int,
+        label_smoothing: float,
+        r_drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.label_smoothing = label_smoothing
+        self.r_drop = r_drop
         self._generators: list[Tensor] = []
 
-    def losses(self, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor, int]:
-        """Smoothed loss, likelihood loss, and how many tokens they are the mean of.
+    def hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the output layer is to see, and what it is to say: `[tokens, d_model]` and `[tokens]`.
 
-        Padding is left out before the vocabulary is reached: the output layer never sees it.
+        Padding is left out before the vocabulary is reached.
         """
-        decoder = self.model.decoder
         state = self.model.start(self.model.encode(batch.source, batch.source_lengths))
-        hidden, _ = decoder.hidden(batch.target_in, state)  # [batch, target, d_model]
+        hidden, _ = self.model.decoder.hidden(batch.target_in, state)  # [batch, target, d_model]
         real = (batch.target_out != PAD_ID).flatten().nonzero().squeeze(1)  # [tokens]
-        hidden, target = hidden.flatten(0, 1).index_select(0, real), batch.target_out.flatten()[real]
-        if torch.is_grad_enabled():
-            return *fused_output_losses(hidden, decoder.output.weight, target, label_smoothing), real.numel()
-        return *token_losses(decoder.output(hidden), target, label_smoothing), real.numel()
+        return hidden.flatten(0, 1).index_select(0, real), batch.target_out.flatten()[real]
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """The loss to train on, the likelihood loss, and how many tokens they are the mean of."""
+        doubled = Batch(*(torch.cat((part, part)) for part in batch)) if self.r_drop else batch
+        hidden, target = self.hidden(doubled)
+        target = target[: len(target) // 2] if self.r_drop else target
+        weight = self.model.decoder.output.weight
+        loss, likelihood = fused_output_losses(hidden, weight, target, self.label_smoothing, self.r_drop)
+        return loss, likelihood, target.numel()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch."""
-        smoothed, likelihood, tokens = self.losses(batch, self.label_smoothing)
-        if not torch.isfinite(smoothed):
+        loss, likelihood, tokens = self.losses(batch)
+        if not torch.isfinite(loss):
             raise DivergenceError(self._divergence(batch))
-        self.log("train/loss", smoothed, batch_size=tokens)
+        self.log("train/loss", loss, batch_size=tokens)
         self.log("train/likelihood", likelihood, batch_size=tokens, prog_bar=True)
-        return smoothed
+        return loss
 
     def _divergence(self, batch: Batch) -> str:
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
@@ -81,8 +93,9 @@ class TranslationTask(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Likelihood alone: comparable between label smoothings."""
-        _, likelihood, tokens = self.losses(batch, 0.0)
-        self.log("valid/likelihood", likelihood, batch_size=tokens, prog_bar=True, sync_dist=True)
+        hidden, target = self.hidden(batch)
+        _, likelihood = token_losses(self.model.decoder.output(hidden), target, 0.0)
+        self.log("valid/likelihood", likelihood, batch_size=len(target), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam and the schedule of Vaswani et al. 2017, section 5.3."""

@@ -187,7 +187,11 @@ def _fit(
 ) -> None:
     optimisation, seed = options.optimisation, options.run.seed
     task = TranslationTask(
-        model, optimisation.learning_rate, optimisation.warmup_steps, optimisation.label_smoothing
+        model,
+        optimisation.learning_rate,
+        optimisation.warmup_steps,
+        optimisation.label_smoothing,
+        optimisation.r_drop,
     )
     stream = BatchStream(
         data, optimisation.batch_tokens, seed, rank=trainer.global_rank, world_size=trainer.world_size

@@ -20,6 +20,24 @@ def test_fused_losses_and_gradients_equal_the_plain_ones(label_smoothing: float)
     torch.testing.assert_close(torch.autograd.grad(3.0 * fused[0], (hidden, weight)), expected)
 
 
+def test_fused_losses_with_r_drop_are_the_paper_s() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1400, 16, requires_grad=True)  # 700 tokens, twice
+    weight = torch.randn(50, 16, requires_grad=True)
+    target = torch.randint(0, 50, (700,))
+    first, second = (half @ weight.t() for half in hidden.chunk(2))
+    p, q = first.log_softmax(1), second.log_softmax(1)
+    divergence = sum(F.kl_div(a, b, reduction="batchmean", log_target=True) for a, b in ((p, q), (q, p)))
+    halves = [token_losses(logits, target, 0.1) for logits in (first, second)]
+    # Equation 4 halved: the cross-entropies are averaged, not added.
+    plain = 0.5 * (halves[0][0] + halves[1][0] + 5.0 * 0.5 * divergence)
+    fused = fused_output_losses(hidden, weight, target, 0.1, r_drop=5.0)
+    torch.testing.assert_close(fused[0], plain)
+    torch.testing.assert_close(fused[1], 0.5 * (halves[0][1] + halves[1][1]).detach())
+    expected = torch.autograd.grad(3.0 * plain, (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(3.0 * fused[0], (hidden, weight)), expected)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_plain_loss_is_torchs_cross_entropy(label_smoothing: float) -> None:
     torch.manual_seed(0)
