@@ -37,7 +37,7 @@ format: setup  ## put the code into shape
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
 
-demo: setup  ## the whole way in miniature: train, export, serve, translate
+demo: setup  ## the whole way in miniature: train, export, serve, translate, load test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
 
 protos: setup  ## generate the gRPC stubs anew

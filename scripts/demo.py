@@ -1,4 +1,5 @@
-"""The whole way in miniature, with the commands a user types: corpus, train, export, serve, translate.
+"""The whole way in miniature, with the commands a user types: corpus, train, export, serve, translate,
+load test.
 
 python scripts/demo.py [--folder .build/demo] [--minutes 3]
 """
@@ -90,6 +91,12 @@ def main() -> None:
         dragoman(
             *("evaluate", "--endpoint", address),
             *("--source", corpus / "test.en", "--reference", corpus / "test.de"),
+        )
+        say("Is it as good while twenty sentences a second come in? Every answer is checked")
+        dragoman(
+            *("loadtest", "--endpoint", address, "--out", folder / "loadtest"),
+            *("--corpus", corpus / "test.en", "--reference", corpus / "test.de"),
+            *("--rate", 20, "--duration", "8s", "--warm-up", "5s"),
         )
     say(f"Done in {time.monotonic() - started:.0f} seconds; the bundle is in {models / 'toy-en-de' / '1'}")
 

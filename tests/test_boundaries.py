@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("dragoman", "dragoman_server", "dragoman_export", "dragoman_model")
+OURS = ("dragoman", "dragoman_server", "dragoman_export", "dragoman_model", "dragoman_loadtest")
 # Of the server, training may use what needs no runtime.
 RUNTIME_FREE = ("dragoman_server.tokenizer", "dragoman_server.engine.messages")
 IN_PROCESS = ("dragoman_server.config", "dragoman_server.loading", "dragoman_server.metrics")
 
 FORBIDDEN = {
     "client": ("torch", "lightning", "onnx", "onnxruntime", "numpy", *OURS[1:]),
-    "server": ("torch", "lightning", "onnx", "onnxscript", "dragoman_model", "dragoman_export"),
+    "server": (
+        *("torch", "lightning", "onnx", "onnxscript"),
+        *("dragoman_model", "dragoman_export", "dragoman_loadtest"),
+    ),
+    "loadtest": ("torch", "lightning", "onnx", "onnxruntime", *OURS[1:4]),
     "export": ("lightning", "onnxruntime", "grpc"),
     "model": ("onnx", "onnxruntime", "grpc", "dragoman_export"),
 }
@@ -55,6 +59,16 @@ def test_the_server_keeps_a_package_in_its_place(package: str) -> None:
     assert users
     for file in users:
         assert ONLY_IN[package] in file.as_posix(), f"{file.relative_to(ROOT)} imports {package}"
+
+
+def test_the_load_generator_knows_grpc_in_one_module() -> None:
+    users = [file.name for file in files("loadtest") if {"grpc", "dragoman.v1"} & _packages(file)]
+    assert users == ["wire.py"]
+
+
+def _packages(file: Path) -> set[str]:
+    names = imports(file)
+    return {name.split(".")[0] for name in names} | {".".join(name.split(".")[:2]) for name in names}
 
 
 def test_training_uses_only_what_is_free_of_the_runtime() -> None:

@@ -31,7 +31,7 @@ def _version() -> str:
 
 _app = App(
     name="dragoman",
-    help="Train, export, serve and call machine translation.",
+    help="Train, export, serve, call and load test machine translation.",
     version=_version,
     exit_on_error=False,
     print_error=False,
@@ -47,6 +47,7 @@ _app.command("dragoman_export.cli:export", name="export", help="Export a checkpo
 _app.command("dragoman_server.cli_inspect:inspect", name="inspect", help="Show what a bundle is.")
 _app.command("dragoman_server.serve:serve", name="serve", help="Serve bundles over gRPC.")
 _app.command("dragoman.cli_translate:translate", name="translate", help="Translate text with a server.")
+_app.command("dragoman_loadtest.cli:app", name="loadtest", help="Load test a server.")
 
 # The extra that installs what a command needs; the others need the base install alone.
 _EXTRAS = {
@@ -56,6 +57,7 @@ _EXTRAS = {
     "export": "train",
     "inspect": "server",
     "serve": "server",
+    "loadtest": "loadtest",
 }
 
 
