@@ -1,5 +1,4 @@
-"""The whole way in miniature, with the commands a user types: corpus, train, export, serve, translate,
-load test.
+"""The whole way in miniature, with the commands a user types: from a corpus to a load test.
 
 python scripts/demo.py [--folder .build/demo] [--minutes 3]
 """
