@@ -13,7 +13,7 @@ from dragoman_loadtest.run import Measurement, Plan
 from dragoman_loadtest.samples import Code
 from dragoman_loadtest.schedule import Fate
 from dragoman_loadtest.server_view import occupancy
-from dragoman_loadtest.slo import Check, check, overall
+from dragoman_loadtest.slo import Check, Objective, check, overall
 
 __all__ = ["BUCKETS", "QUANTILES", "bucket_of", "figures", "quantiles"]
 
@@ -22,6 +22,7 @@ BUCKETS = (8, 16, 32, 64)
 """Upper bounds of the buckets of source tokens; one more holds what is longer."""
 _LAG_SECONDS = 0.002
 _LAG_SHARE = 0.01
+_LAG_BOUND_SHARE = 0.02
 _CPU_SHARE = 0.9
 _SLOWEST = 5
 
@@ -54,7 +55,7 @@ def figures(plan: Plan, measurement: Measurement) -> dict[str, Any]:
         "timeline": timeline(measurement),
         "objectives": [_check(c) for c in checks],
         "verdict": overall(checks).value if checks else None,
-        "self_check": self_check(measurement),
+        "self_check": self_check(measurement, plan.objectives),
     }
 
 
@@ -219,14 +220,19 @@ def _check(found: Check) -> dict[str, Any]:
     }
 
 
-def self_check(measurement: Measurement) -> dict[str, Any]:
-    """Whether the client was the bottleneck; if so the run says nothing of the server."""
+def self_check(measurement: Measurement, objectives: tuple[Objective, ...] = ()) -> dict[str, Any]:
+    """Whether the client was the bottleneck; if so the run says nothing of the server.
+
+    Requests may leave as late as does not matter: 2 ms, 1 % of the 99th percentile of the latency, or 2 % of
+    the tightest bound that is judged.
+    """
     records = measurement.samples.records
     sent = records[np.isfinite(records["sent"])]
     lag = _distribution(sent["sent"] - sent["scheduled"])
     dropped = int(np.count_nonzero(records["code"] == Code.DROPPED))
     latency = quantiles(records, "latency").get("p99", 0.0)
-    bound = max(_LAG_SECONDS, _LAG_SHARE * latency)
+    judged = min((o.bound for o in objectives if np.isfinite(o.bound)), default=0.0)
+    bound = max(_LAG_SECONDS, _LAG_SHARE * latency, _LAG_BOUND_SHARE * judged)
     reasons = []
     if not len(records):
         reasons.append("no request was sent")

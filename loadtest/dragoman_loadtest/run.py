@@ -27,6 +27,7 @@ __all__ = ["Measurement", "Moment", "Plan", "Watcher", "measure", "planned_sched
 _TICK_SECONDS = 0.2
 _LEAD_SECONDS = 0.3  # between the decision to begin a phase and its beginning
 _METRICS_SECONDS = 1.0
+_UNDECIDED_SECONDS = 5.0
 _WARM_UP_SEED = 1_000_003
 
 
@@ -217,11 +218,15 @@ class _Run:
         return False
 
     def _until_decided(self, start: float, until: float) -> bool:
-        """Watch until the end; True where the objectives were decided before."""
-        plan = self._plan
+        """Watch until the end; True where the objectives were decided before.
+
+        Requests of one moment share its queue, and are not as many independent witnesses: a burst of a few
+        hundred of them would decide. So the first seconds, and half of a short run, decide nothing.
+        """
+        plan, earliest = self._plan, start + max(_UNDECIDED_SECONDS, 0.5 * min(self._duration, 60.0))
         while time.monotonic() < until:
             self._tick("measuring", start, self._duration, Phase.MEASURED)
-            if plan.objectives and plan.early_stop:
+            if plan.objectives and plan.early_stop and time.monotonic() > earliest:
                 checks = [
                     check(objective, self._settled(objective, start), plan.confidence, final=False)
                     for objective in plan.objectives

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import selectors
 import signal
@@ -29,6 +30,7 @@ from dragoman_loadtest.wire import Outcome, Wire, serialised
 __all__ = ["Abandon", "Begin", "Report", "Sender", "Setup", "Stop", "client_process"]
 
 _REPORT_SECONDS = 0.1
+_PRIORITY = -10  # a client that waits for the CPU of the server it loads sends late
 _MAX_IN_FLIGHT = 20_000
 _CONNECT_SECONDS = 5.0
 
@@ -103,6 +105,8 @@ class Setup:
 def client_process(setup: Setup, pipe: Connection) -> None:
     """Run a client process until it is told to end, or the coordinator is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
+    with contextlib.suppress(OSError):  # only root may; on a machine of its own a client needs no such thing
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     with asyncio.Runner(loop_factory=_event_loop) as runner:
         runner.run(Sender(setup, pipe).run())
 

@@ -247,6 +247,13 @@ def test_a_lag_that_is_small_beside_the_latency_is_allowed() -> None:
     assert self_check(measurement(late))["valid"]
 
 
+def test_a_lag_that_is_small_beside_the_tightest_bound_is_allowed() -> None:
+    late = requests(*[0.1] * 10)
+    late["sent"] += 0.003
+    assert self_check(measurement(late), parse_objectives("p97<200ms,p99<1s,errors<1%"))["valid"]
+    assert not self_check(measurement(late), parse_objectives("p97<100ms,p99<1s"))["valid"]
+
+
 @pytest.mark.parametrize(
     ("fields", "records", "reason"),
     [
