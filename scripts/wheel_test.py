@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
+SHIPPED = {"dragoman/py.typed", "dragoman_loadtest/py.typed", "dragoman_loadtest/report/page.html"}
 CALLS = """
 import dragoman, subprocess, sys
 process = subprocess.Popen(
@@ -42,6 +44,9 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
     [wheel] = folder.glob("*.whl")
+    missing = SHIPPED - set(zipfile.ZipFile(wheel).namelist())
+    if missing:
+        sys.exit(f"the wheel lacks {', '.join(sorted(missing))}")
     environment = folder / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"

@@ -57,6 +57,7 @@ def _print_figures(run: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     console.print(_times_table(figures))
+    _print_occupancy(figures, console)
     for code, count in figures["errors"]["by_code"].items():
         console.print(f"{code}: {count:,}", highlight=False)
     _print_answers(run.get("answers"), console)
@@ -84,6 +85,19 @@ def _times_table(figures: dict[str, Any]) -> Table:
         if found:
             table.add_row(label, *(milliseconds(found[name]) for name in _SHOWN))
     return table
+
+
+def _print_occupancy(figures: dict[str, Any], console: Console) -> None:
+    found = figures["occupancy"]
+    if found:
+        console.print(
+            f"{found['rows_per_step']:.1f} rows per step of {milliseconds(found['mean_step_seconds'])}, "
+            f"{found['padded_rows_share']:.1%} of them empty; {found['encoder_padding_share']:.1%} padding "
+            "in the encoder",
+            highlight=False,
+        )
+    if figures["metrics_error"]:
+        console.print(f"no metrics: {escape(figures['metrics_error'])}", style="yellow", highlight=False)
 
 
 def _print_answers(answers: dict[str, Any] | None, console: Console) -> None:

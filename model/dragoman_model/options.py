@@ -76,7 +76,7 @@ class RunOptions:
 
     max_steps: int = 100_000
     max_minutes: float | None = None
-    """Stop after so many minutes of this process."""
+    """Stop after so many minutes, those before a resume included."""
     validate_every: int = 1000
     """Steps between validations; after each one the run can be resumed from there."""
     patience: int = 10
