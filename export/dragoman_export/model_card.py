@@ -45,7 +45,8 @@ def _scores(manifest: Manifest) -> list[str]:
 def _gates(manifest: Manifest) -> list[str]:
     return [
         f"* {precision}: on {gate.sentences} sentences and {gate.steps} decoder steps, log-probabilities "
-        f"differ from torch's by at most {gate.max_log_prob_difference:.1e} "
-        f"(tolerance {gate.tolerance:.0e}); {gate.greedy_agreement:.1%} of the greedy translations are equal."
+        f"differ from torch's by at most {gate.max_log_prob_difference:.1e}, torch's own tokens lose "
+        f"{gate.mean_log_prob_loss:.1e} on average (tolerance {gate.tolerance:.0e}); "
+        f"{gate.greedy_agreement:.1%} of the greedy translations are equal."
         for precision, gate in sorted(manifest.gates.items())
     ]

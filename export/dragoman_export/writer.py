@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from dragoman_export.calibration import calibration_sources
 from dragoman_export.description import (
@@ -20,6 +21,7 @@ from dragoman_export.description import (
     tokenizer_files,
 )
 from dragoman_export.gate import check
+from dragoman_export.int8 import quantise_rows
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
@@ -85,12 +87,16 @@ def _model_files(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> dic
         tokenizers.source: checkpoint.source_tokenizer.model,
         tokenizers.target: checkpoint.target_tokenizer.model,
     }
+    _LOGGER.info("exporting the encoder")
+    encoder = encoder_onnx(checkpoint.model)
+    _LOGGER.info("exporting the decode step")
+    decode_step = decode_step_onnx(checkpoint.model, (SPECIAL_IDS.pad, SPECIAL_IDS.bos))
     for precision in precisions:
         graphs = graph_files(precision)
-        _LOGGER.info("exporting the %s encoder", precision)
-        files[graphs.encoder] = encoder_onnx(checkpoint.model)
-        _LOGGER.info("exporting the %s decode step", precision)
-        files[graphs.decode_step] = decode_step_onnx(checkpoint.model, (SPECIAL_IDS.pad, SPECIAL_IDS.bos))
+        if precision == "int8":
+            _LOGGER.info("rounding the weights to int8")
+        convert = quantise_rows if precision == "int8" else bytes
+        files[graphs.encoder], files[graphs.decode_step] = convert(encoder), convert(decode_step)
     return files
 
 
@@ -101,17 +107,23 @@ def _gates(model: Transformer, bundle: Bundle, sources: Sequence[Sequence[int]])
         ExportError: one has not passed.
     """
     gates: dict[str, Gate] = {}
-    for precision in bundle.manifest.precisions:
+    for precision in get_args(Precision):
+        if precision not in bundle.manifest.precisions:
+            continue
         _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
         runner = OnnxRunner(load_ungated(bundle, precision, threads=1), max_rows=len(sources))
-        gate = gates[precision] = check(model, runner, sources, SPECIAL_IDS)
+        gate = gates[precision] = check(model, runner, sources, SPECIAL_IDS, precision)
         if not gate.passed:
-            raise ExportError(
-                f"the {precision} export does not say what the checkpoint says: log-probabilities differ by "
-                f"up to {gate.max_log_prob_difference:.2g} (tolerance {gate.tolerance:g}) and "
-                f"{gate.greedy_agreement:.1%} of the greedy translations agree; nothing was written"
-            )
+            raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
     return gates
+
+
+def _finding(gate: Gate) -> str:
+    return (
+        "does not say what the checkpoint says: log-probabilities differ by up to "
+        f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
+        f"(tolerance {gate.tolerance:g}) and {gate.greedy_agreement:.1%} of the greedy translations agree"
+    )
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ def _gate(manifest: Manifest, precision: str) -> str:
         return "not checked against torch"
     return (
         f"gate {'passed' if gate.passed else 'FAILED'}, {gate.sentences} sentences, {gate.steps} steps, "
-        f"log-probabilities within {gate.max_log_prob_difference:.1e} of torch's, "
+        f"log-probabilities within {gate.max_log_prob_difference:.1e} of torch's "
+        f"({gate.mean_log_prob_loss:.1e} lost on average), "
         f"{gate.greedy_agreement:.1%} of greedy translations equal"
     )

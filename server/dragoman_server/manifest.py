@@ -137,7 +137,10 @@ class Gate:
     """Decoder steps compared under teacher forcing."""
     max_log_prob_difference: float
     """Largest absolute difference to torch over all steps and the whole vocabulary, natural logarithm."""
+    mean_log_prob_loss: float
+    """How much less probable than to torch torch's own tokens are, mean over all steps, natural logarithm."""
     tolerance: float
+    """Bound on the largest difference, or, where arithmetic is reduced, on the mean loss."""
     greedy_agreement: float
     """Share of sentences whose greedy translations are equal, token for token."""
 

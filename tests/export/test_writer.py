@@ -147,7 +147,7 @@ def test_scores_of_another_form_are_refused(checkpoint: Path, tmp_path: Path, te
         export_checkpoint(checkpoint, tmp_path / "1", ExportOptions(scores=tmp_path / "scores.json"))
 
 
-@pytest.mark.parametrize("precision", [(), ("int8",)])
+@pytest.mark.parametrize("precision", [(), ("int4",)])
 def test_unknown_precisions_are_refused(precision: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="precision"):
         ExportOptions(precision=precision)

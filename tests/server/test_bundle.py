@@ -51,7 +51,7 @@ MANIFEST = Manifest(
     tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
     precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx")},
     state=(CACHE,),
-    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-4, 1.0)},
+    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-8, 1e-4, 1.0)},
     scores=(Score("BLEU", 30.5, "a test set", "a signature"),),
     provenance="made up",
     licence="CC0-1.0",
@@ -328,7 +328,7 @@ def test_inspect_refuses_an_altered_file(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gates", "shown"),
-    [({}, "not checked"), ({"fp32": Gate(False, 1, 1, 1.0, 1e-4, 0.0)}, "gate FAILED")],
+    [({}, "not checked"), ({"fp32": Gate(False, 1, 1, 1.0, 1.0, 1e-4, 0.0)}, "gate FAILED")],
 )
 def test_inspect_tells_of_a_gate_not_passed(
     bundle: Path, gates: dict[str, Gate], shown: str, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,95 @@
+"""Integer graphs: small, near to the float ones, and indifferent to who shares a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dragoman_export.int8 import quantise_weight
+from dragoman_export.options import ExportOptions
+from dragoman_export.writer import export_checkpoint
+from dragoman_server.bundle import Bundle
+from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.runner import FloatArray, IntArray
+
+SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3], [6, 6, 6, 6, 6, 6, 3]]
+
+
+@pytest.fixture(scope="session")
+def both(exported: tuple[Path, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of both precisions, of every variant."""
+    out = tmp_path_factory.mktemp("models") / "tiny" / "1"
+    return export_checkpoint(exported[0], out, ExportOptions(precision=("fp32", "int8")))
+
+
+def steps(bundle: Bundle, precision: str, sources: list[list[int]], fed: IntArray) -> list[FloatArray]:
+    """Log-probabilities of the whole vocabulary, in its order, at every step along `fed` `[steps]`."""
+    runner = OnnxRunner(load_model(bundle, precision), max_rows=len(sources))
+    runner.encode(sources, [[row] for row in range(len(sources))])
+    vocabulary = runner.limits.vocabulary_size
+    found = []
+    for step, token in enumerate(fed):
+        rows = len(sources)
+        log_prob, ids = runner.step(np.full(rows, token), np.full(rows, step), vocabulary)
+        ordered = np.empty_like(log_prob)
+        np.put_along_axis(ordered, ids, log_prob, axis=1)
+        found.append(ordered)
+    return found
+
+
+def test_integers_say_nearly_what_floats_say(both: Bundle) -> None:
+    fed = np.array([2, 5, 9, 4, 7])
+    exact, rounded = (steps(both, p, SOURCES, fed) for p in ("fp32", "int8"))
+    for one, other in zip(exact, rounded, strict=True):
+        likely = one > np.log(1e-4)
+        assert np.abs(one - other)[likely].mean() < 0.1
+        assert np.abs(one - other)[likely].max() > 0.0  # they are not the same graphs
+
+
+def test_a_row_does_not_depend_on_its_neighbours(both: Bundle) -> None:
+    fed = np.array([2, 5, 9, 4, 7, 11])
+    together = steps(both, "int8", SOURCES, fed)
+    for row, source in enumerate(SOURCES):
+        alone = steps(both, "int8", [source], fed)
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], other[row])
+
+
+def test_no_float_matrix_is_left_but_positions(both: Bundle) -> None:
+    graphs = both.manifest.precisions["int8"]
+    for file in (graphs.encoder, graphs.decode_step):
+        graph = onnx.load_model_from_string(both.read(file)).graph
+        matrices = [
+            tensor.name
+            for tensor in graph.initializer
+            if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
+        ]
+        assert all("positions" in name for name in matrices), matrices
+        assert any(node.op_type == "MatMulIntegerToFloat" for node in graph.node)
+
+
+def test_the_gate_counts_what_rounding_costs(both: Bundle) -> None:
+    gates = both.manifest.gates
+    assert gates["int8"].passed
+    assert gates["int8"].max_log_prob_difference > gates["fp32"].max_log_prob_difference
+    assert gates["int8"].mean_log_prob_loss <= gates["int8"].tolerance
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
+def test_a_weight_is_off_by_half_a_step_at_most(rows: int, columns: int, size: float, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(0.0, size, (rows, columns)).astype(np.float32)
+    integers, scales = quantise_weight(weight)
+    assert integers.dtype == np.int8
+    assert np.abs(integers.astype(int)).max() <= 127
+    assert (np.abs(integers * scales - weight) <= 0.5001 * scales).all()
+
+
+def test_a_column_of_zeros_stays_zero() -> None:
+    integers, scales = quantise_weight(np.zeros((3, 2), np.float32))
+    assert not integers.any()
+    assert (scales > 0.0).all()
