@@ -19,6 +19,8 @@ __all__ = ["main"]
 
 # What a shell reports of a command that SIGPIPE ended.
 _EXIT_BROKEN_PIPE = 141
+# Likewise SIGINT.
+_EXIT_INTERRUPTED = 130
 _EXIT_MISTAKE = 2
 
 
@@ -78,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The interpreter flushes standard output once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
     except UnknownCommandError:
         return _fail(f"there is no command {words[0]!r}; `dragoman --help` lists them")
     except ImportError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +124,39 @@ def measure(plan: Plan, watcher: Watcher | None = None) -> Measurement:
     processes = traffic.processes or processes_for(0.0 if traffic.concurrency else _peak_rate(plan, planned))
     if traffic.concurrency:
         processes = min(processes, traffic.concurrency)
-    with Fleet(setup, processes, plan.misbehaviour.killed_clients) as fleet:
+    killed = plan.misbehaviour.killed_clients
+    with Fleet(setup, processes, killed) as fleet, _interrupts_put_off() as raise_due:
         fleet.connect()
-        return _Run(plan, planned, fleet, watcher).measurement()
+        return _Run(plan, planned, fleet, watcher, raise_due).measurement()
+
+
+@contextlib.contextmanager
+def _interrupts_put_off() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits until it is asked for: in the middle of a message from a client it would break the pipe.
+
+    Yields:
+        What raises `KeyboardInterrupt` if one is due.
+    """
+    due = 0
+
+    def note(*_: object) -> None:
+        nonlocal due
+        due += 1
+
+    def raise_due() -> None:
+        nonlocal due
+        if due:
+            due = 0
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield raise_due
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield raise_due
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _peak_rate(plan: Plan, planned: Schedule) -> float:
@@ -136,8 +169,16 @@ def _peak_rate(plan: Plan, planned: Schedule) -> float:
 class _Run:
     """The phases of `measure`."""
 
-    def __init__(self, plan: Plan, planned: Schedule, fleet: Fleet, watcher: Watcher | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        planned: Schedule,
+        fleet: Fleet,
+        watcher: Watcher | None,
+        raise_due: Callable[[], None],
+    ) -> None:
         self._plan, self._planned, self._fleet, self._watcher = plan, planned, fleet, watcher
+        self._raise_due = raise_due
         self._reader = MetricsReader(plan.target.metrics)
         self._collected = {phase: Collection() for phase in Phase}
         self._timeline: list[tuple[float, Metrics]] = []
@@ -205,7 +246,10 @@ class _Run:
         if self._users:
             warm = closed_loop(plan.traffic, plan.misbehaviour, texts, seed)
         else:
-            warm = schedule(plan.traffic, plan.misbehaviour, texts, longest + 1.0, seed)
+            # A ramp never is steady: it is warmed up for at its top.
+            arrivals = "poisson" if plan.traffic.arrivals == "ramp" else plan.traffic.arrivals
+            traffic = replace(plan.traffic, rate=_peak_rate(plan, self._planned), arrivals=arrivals)
+            warm = schedule(traffic, plan.misbehaviour, texts, longest + 1.0, seed)
         self._fleet.begin(Phase.WARM_UP, warm, start, users=self._users)
         while (now := time.monotonic()) < start + longest:
             self._tick("warm-up", start, longest, Phase.WARM_UP)
@@ -250,6 +294,7 @@ class _Run:
     def _tick(self, name: str, start: float, planned: float, phase: Phase) -> None:
         for report in self._fleet.collect(_TICK_SECONDS):
             self._keep(report)
+        self._raise_due()
         now = time.monotonic()
         if now >= self._metrics_due and self._reader.address is not None:
             self._metrics, self._metrics_due = self._reader.read(), now + _METRICS_SECONDS

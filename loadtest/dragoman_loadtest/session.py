@@ -84,7 +84,8 @@ class Session:
         """
         found = self._find_peak(confirmations)
         run = {**description(self.plan, "peak", self.model), "peak": self._peak_report(found, confirmations)}
-        run["figures"] = found.trials[-1].figures
+        if found.trials:
+            run["figures"] = found.trials[-1].figures
         write_run(self.out, run)
         return run
 
@@ -103,6 +104,8 @@ class Session:
         for rate in sweep_rates(peak):
             plan = self._at(rate, early_stop=False)
             measurement = self._measured(plan, f"{rate:.3g}/s")
+            if measurement.interrupted:
+                break
             points.append({"rate": rate, "figures": figures(plan, measurement)})
         curve = [
             (p["figures"]["rates"]["answered"], p["figures"]["times"]["latency"].get("mean", 0.0))
@@ -155,9 +158,13 @@ class Session:
             return None
         plan = self.plan
         items = sorted(set(measurement.samples.records["item"].tolist()))
-        golden = golden_answers(
-            plan.target, plan.corpus, plan.options, items, self.model, _cache(), self.progress.asking
-        )
+        try:
+            golden = golden_answers(
+                plan.target, plan.corpus, plan.options, items, self.model, _cache(), self.progress.asking
+            )
+        except KeyboardInterrupt:  # the run is over, and its figures are worth keeping
+            self.progress.note("interrupted: the answers were not compared")
+            return None
         return compare_answers(measurement.samples, golden, plan.corpus)
 
     def _at(self, rate: float, *, early_stop: bool, seed: int = 0) -> Plan:
@@ -165,12 +172,11 @@ class Session:
         return replace(self.plan, traffic=traffic, early_stop=early_stop and self.plan.early_stop)
 
     def _find_peak(self, confirmations: int) -> Peak:
-        tried = 0
+        """Search; where it is interrupted, what was tried until then."""
+        trials: list[Trial] = []
 
         def try_rate(rate: float, stage: str) -> Trial:
-            nonlocal tried
-            tried += 1
-            plan = self._at(rate, early_stop=True, seed=tried)
+            plan = self._at(rate, early_stop=True, seed=1 + len(trials))
             measurement = self._measured(plan, f"{stage} {rate:.3g}/s")
             if measurement.interrupted:
                 raise KeyboardInterrupt
@@ -193,9 +199,14 @@ class Session:
                 f"{stage:8} {rate:8.2f}/s  {'met' if met else 'not met':8} p97 {shown}, "
                 f"{found['requests']['sent']} requests, {verdict.value}"
             )
-            return Trial(stage, rate, met, found)
+            trials.append(Trial(stage, rate, met, found))
+            return trials[-1]
 
-        return find_peak(try_rate, self.plan.traffic.rate, confirmations=confirmations)
+        try:
+            return find_peak(try_rate, self.plan.traffic.rate, confirmations=confirmations)
+        except KeyboardInterrupt:
+            self.progress.note("interrupted: this is what was tried")
+            return Peak(None, 0, tuple(trials))
 
     def _peak_report(self, found: Peak, confirmations: int) -> dict[str, Any]:
         def row(trial: Trial) -> dict[str, Any]:

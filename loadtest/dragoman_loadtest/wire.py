@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,11 +124,15 @@ class Wire:
         """Send a serialised `TranslateRequest`; cancel it after `patience` seconds."""
         sent = time.monotonic()
         call = self._unary(request, timeout=timeout, metadata=self._metadata)
-        with _cancelled_after(call, patience):
+        with _patience(call, patience) as lost:
             try:
                 reply = await call
-            except (grpc.RpcError, asyncio.CancelledError) as error:
+            except grpc.RpcError as error:
                 return _failed(error, sent)
+            except asyncio.CancelledError:
+                if lost():
+                    return Outcome(Code.CANCELLED, sent, time.monotonic())
+                raise
             return Outcome(Code.OK, sent, time.monotonic(), translation=reply.translations[0])
 
     async def stream(
@@ -138,7 +142,7 @@ class Wire:
         sent = time.monotonic()
         call = self._stream(request, timeout=timeout, metadata=self._metadata)
         first, last, gaps, final = float("nan"), 0.0, [], None
-        with _cancelled_after(call, patience):
+        with _patience(call, patience) as lost:
             try:
                 async for message in call:
                     now = time.monotonic()
@@ -152,8 +156,12 @@ class Wire:
                         final = message.final
                     if pause:
                         await asyncio.sleep(pause)
-            except (grpc.RpcError, asyncio.CancelledError) as error:
+            except grpc.RpcError as error:
                 return _failed(error, sent, first)
+            except asyncio.CancelledError:
+                if lost():
+                    return Outcome(Code.CANCELLED, sent, time.monotonic(), first)
+                raise
         if final is None:
             return Outcome(Code.INTERNAL, sent, time.monotonic(), first, error="INTERNAL: no final message")
         return Outcome(Code.OK, sent, time.monotonic(), first, final, gaps)
@@ -164,21 +172,23 @@ class Wire:
 
 
 @contextlib.contextmanager
-def _cancelled_after(call: grpc.aio.Call, patience: float | None) -> Iterator[None]:
-    timer = None
-    if patience is not None:
-        timer = asyncio.get_running_loop().call_later(patience, call.cancel)
+def _patience(call: grpc.aio.Call, seconds: float | None) -> Iterator[Callable[[], bool]]:
+    """Cancel the call after so many seconds; yields what tells whether that has happened."""
+    cancelled = False
+
+    def cancel() -> None:
+        nonlocal cancelled
+        cancelled = True
+        call.cancel()
+
+    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, cancel)
     try:
-        yield
+        yield lambda: cancelled
     finally:
         if timer is not None:
             timer.cancel()
 
 
-def _failed(
-    error: grpc.RpcError | asyncio.CancelledError, sent: float, first: float = float("nan")
-) -> Outcome:
-    if isinstance(error, asyncio.CancelledError):
-        return Outcome(Code.CANCELLED, sent, time.monotonic(), first)
+def _failed(error: grpc.RpcError, sent: float, first: float = float("nan")) -> Outcome:
     code = Code(error.code().value[0])
     return Outcome(code, sent, time.monotonic(), first, error=f"{code.name}: {error.details()}"[:300])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,21 @@ def test_the_referee_judges_the_same_server(fake_server: Start, run: Run, tmp_pa
     assert found["loadgen"]["p97_nanoseconds"] >= 20e6
     assert found["loadgen"]["failed_requests"] == 0
     assert (tmp_path / "out" / "loadgen" / "mlperf_log_summary.txt").is_file()
+
+
+def test_ctrl_c_still_writes_the_report(fake_server: Start, corpus_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["loadtest", "--corpus", corpus_file, "--endpoint", fake_server(), "--out", out]
+    words += ["--rate", 50, "--duration", "60s", "--warm-up", 0]
+    code = "import sys; from dragoman.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", code, *map(str, words)]) as process:
+        time.sleep(5.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    found = json.loads((out / "run.json").read_text())["figures"]
+    assert found["interrupted"]
+    assert 0 < found["requests"]["answered"] < 3000
+    assert "nterrupted" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
