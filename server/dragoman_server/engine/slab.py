@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,22 @@ class Extent:
         return self.positions if tensor.kind == "kv_cache" else self.source_positions
 
 
+class _Layout(NamedTuple):
+    """What tensors have in common whose parts stand at the same index, which is then worked out once."""
+
+    kind: str
+    before: int
+    """Axes between the row and the growing one."""
+
+    @classmethod
+    def of(cls, tensor: StateTensor) -> _Layout:
+        return cls(tensor.kind, tensor.axes.index(tensor.growing_axis) - 1)
+
+    def part(self, row: int, start: int, stop: int) -> tuple[int | slice, ...]:
+        """Index of positions `start .. stop - 1` of one row."""
+        return (row, *[slice(None)] * self.before, slice(start, stop))
+
+
 class Slab:
     """Arrays for the state tensors, together with each slot's source length.
 
@@ -59,6 +75,9 @@ class Slab:
         self.arrays: dict[str, NDArray[Any]] = {}
         self.source_lengths = np.ones(limits.rows, np.int32)
         self._state = tuple(state)
+        self._layouts: dict[_Layout, list[str]] = {}
+        for tensor in self._state:
+            self._layouts.setdefault(_Layout.of(tensor), []).append(tensor.name)
         first = (min(_FIRST, limit) for limit in (limits.rows, limits.positions, limits.source_positions))
         self.reserve(Extent(*first))
 
@@ -96,32 +115,37 @@ class Slab:
             lengths: Of the sources.
             slots: Of the sources; within the extent.
         """
-        for tensor in self._state:
-            if tensor.kind != "memory":
+        for layout, names in self._layouts.items():
+            if layout.kind != "memory":
                 continue
-            array, memory = self.arrays[tensor.name], memories[tensor.name]
+            pairs = [(self.arrays[name], memories[name]) for name in names]
             for source, (length, targets) in enumerate(zip(lengths, slots, strict=True)):
+                part = layout.part(source, 0, length)
                 for slot in targets:
-                    array[_part(tensor, slot, 0, length)] = memory[_part(tensor, source, 0, length)]
+                    stored = layout.part(slot, 0, length)
+                    for array, memory in pairs:
+                        array[stored] = memory[part]
         for length, targets in zip(lengths, slots, strict=True):
             self.source_lengths[list(targets)] = length
 
     def copy(self, copies: Sequence[SlotCopy]) -> None:
         """Carry out `copies`; no slot is both a source and a target among them."""
-        for tensor in self._state:
-            array = self.arrays[tensor.name]
+        for layout, names in self._layouts.items():
+            arrays = [self.arrays[name] for name in names]
             for copy in copies:
-                start, stop = self._copied(tensor, copy)
-                array[_part(tensor, copy.target, start, stop)] = array[
-                    _part(tensor, copy.source, start, stop)
-                ]
+                start, stop = self._copied(layout, copy)
+                if start == stop:
+                    continue
+                target, source = layout.part(copy.target, start, stop), layout.part(copy.source, start, stop)
+                for array in arrays:
+                    array[target] = array[source]
         for copy in copies:
             if copy.with_memory:
                 self.source_lengths[copy.target] = self.source_lengths[copy.source]
 
-    def _copied(self, tensor: StateTensor, copy: SlotCopy) -> tuple[int, int]:
-        """The positions of `tensor` that `copy` is about."""
-        if tensor.kind == "kv_cache":
+    def _copied(self, layout: _Layout, copy: SlotCopy) -> tuple[int, int]:
+        """The positions of tensors of this layout that `copy` is about."""
+        if layout.kind == "kv_cache":
             return copy.start, copy.stop
         return 0, int(self.source_lengths[copy.source]) if copy.with_memory else 0
 
@@ -129,9 +153,3 @@ class Slab:
 def _room(present: int, needed: int, limit: int) -> int:
     """The next power of two, within the limit; never less than what there is."""
     return max(present, min(1 << (needed - 1).bit_length(), limit))
-
-
-def _part(tensor: StateTensor, row: int, start: int, stop: int) -> tuple[int | slice, ...]:
-    """Index of positions `start .. stop - 1` of one row of `tensor`."""
-    axes = tensor.axes[1:]
-    return row, *(slice(start, stop) if axis == tensor.growing_axis else slice(None) for axis in axes)
