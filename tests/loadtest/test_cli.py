@@ -92,7 +92,7 @@ def test_a_run_that_was_not_sent_on_time_is_invalid(
 ) -> None:
     monkeypatch.setattr("dragoman_loadtest.figures._LAG_SECONDS", 0.0)
     monkeypatch.setattr("dragoman_loadtest.figures._LAG_SHARE", 0.0)
-    code, found = run(fake_server(), "--rate", 50, "--duration", "1s", "--slo", "p50<1s", "--no-check")
+    code, found = run(fake_server(), "--rate", 50, "--duration", "1s", "--slo", "errors<50%", "--no-check")
     assert code == 4
     assert not found["figures"]["self_check"]["valid"]
     assert "INVALID" in capsys.readouterr().out
