@@ -22,6 +22,7 @@ __all__ = ["referee"]
 
 _NANOSECONDS = 1e9
 _MIN_QUERIES = 100
+_FINE_BELOW = 20.0  # requests per second below which LoadGen searches to tenths
 
 
 def referee(session: Session, *, find_peak: bool) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def _start(sut: _Sut, session: Session, objective: Objective, folder: Path, find
     settings.server_target_qps = traffic.rate
     settings.server_target_latency_ns = int(objective.bound * _NANOSECONDS)
     settings.server_target_latency_percentile = objective.share
-    settings.server_find_peak_qps_decimals_of_precision = 1
+    settings.server_find_peak_qps_decimals_of_precision = 0 if traffic.rate >= _FINE_BELOW else 1
     settings.server_find_peak_qps_boundary_step_size = 1
     settings.min_duration_ms = int(1e3 * seconds)
     settings.min_query_count = _MIN_QUERIES
