@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 
 from dragoman.options import TranslateOptions
 from dragoman.v1 import translation_pb2 as pb
@@ -49,8 +49,8 @@ def fake_server(*flags: object) -> Iterator[str]:
             process.terminate()
 
 
-def floor() -> float:
-    """Seconds of a call to a server that does nothing, measured by a bare gRPC client, one call at a time.
+def floor() -> dict[float, float]:
+    """Quantiles of the seconds of calls to a server that does nothing, by a bare gRPC client, one at a time.
 
     What the wire and the fake server's own machinery take is not in the script: it is added to the truth.
     """
@@ -58,12 +58,12 @@ def floor() -> float:
         call = channel.unary_unary("/dragoman.v1.TranslationService/Translate")
         request = pb.TranslateRequest(texts=["text number 1"]).SerializeToString()
         seconds = []
-        for _ in range(300):
+        for _ in range(1000):
             started = time.perf_counter()
             call(request)
             seconds.append(time.perf_counter() - started)
             time.sleep(0.01)
-    return statistics.median(seconds)
+    return {quantile: float(np.quantile(seconds, quantile)) for quantile in QUANTILES}
 
 
 def reported(address: str, traffic: Traffic, seconds: float, slo: str = "p97<250ms") -> dict[str, Any]:
@@ -96,11 +96,13 @@ def stalling_goodput(rate: float) -> float:
     return rate * (1.0 - (PAUSE - (BOUND - DELAY)) / PERIOD)
 
 
-def compared(truth: Callable[[float], float], extra: float, found: dict[str, Any]) -> dict[str, Any]:
+def compared(
+    truth: Callable[[float], float], extra: dict[float, float], found: dict[str, Any]
+) -> dict[str, Any]:
     """Each quantile: truth, reported, and how far apart."""
     rows = {}
     for quantile in QUANTILES:
-        name, expected = f"p{100 * quantile:g}", truth(quantile) + extra
+        name, expected = f"p{100 * quantile:g}", truth(quantile) + extra[quantile]
         measured = found["times"]["latency"][name]
         rows[name] = {"truth": expected, "reported": measured, "apart": measured / expected - 1.0}
     return rows
@@ -109,18 +111,19 @@ def compared(truth: Callable[[float], float], extra: float, found: dict[str, Any
 def scenarios(seconds: float) -> dict[str, Any]:
     """All of them."""
     extra = floor()
-    results: dict[str, Any] = {"floor_seconds": extra}
+    results: dict[str, Any] = {"floor_seconds": {f"p{100 * q:g}": value for q, value in extra.items()}}
+    extra_median = dict.fromkeys(QUANTILES, extra[0.5])  # beside seconds of waiting, its spread is nothing
     rate = 100.0
     steady = Traffic(rate=rate, arrivals="constant")
     with fake_server("--delay", DELAY) as address:
         results["fixed"] = compared(fixed, extra, reported(address, steady, seconds))
     with fake_server("--delay", DELAY, "--pause", PAUSE, "--pause-every", PERIOD) as address:
         found = reported(address, steady, seconds)
-        results["stalling, open loop"] = compared(stalling, extra, found)
+        results["stalling, open loop"] = compared(stalling, extra_median, found)
         goodput, truth = found["rates"]["goodput"], stalling_goodput(rate)
         results["stalling, goodput"] = {"truth": truth, "reported": goodput, "apart": goodput / truth - 1.0}
         closed = reported(address, Traffic(concurrency=2), seconds)
-        results["stalling, closed loop"] = compared(stalling, extra, closed)
+        results["stalling, closed loop"] = compared(stalling, extra_median, closed)
     with fake_server("--delay", DELAY, "--refuse-every", 10) as address:
         found = reported(address, steady, seconds)
         errors, truth = found["errors"]["by_code"], rate * seconds / 10.0
