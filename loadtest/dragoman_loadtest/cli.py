@@ -65,21 +65,18 @@ def loadtest(
         misbehaviour: Clients that cancel, dawdle or die.
         mode: One run, or a search.
         threshold: With --ab, growth of a quantile that counts as a regression.
-        out: Folder for run.json, requests.csv, latency.hlog and report.html; by default a new one below
-            loadtests/.
+        out: Folder for run.json, requests.csv, latency.hlog, report.html; by default one below loadtests/.
         report: File for the HTML report instead of report.html in that folder.
         json: Print run.json.
 
     Returns:
-        The exit code: 0 where the objectives are met or there are none, 1 where not, 3 undecided, 4 where the
-        client was the bottleneck.
+        The exit code: 0 objectives met, or none; 1 not met; 3 undecided; 4 the client was the bottleneck.
     """
     if mode.preset == "mlperf-gnmt":
         traffic, phases, judgement = mlperf_gnmt(traffic, phases, judgement)
     if mode.find_peak and not judgement.slo:
         judgement = replace(judgement, slo="p97<250ms")
-    objectives = parse_objectives(judgement.slo)
-    if (mode.sweep and mode.peak is None) and not objectives:
+    if mode.sweep and mode.peak is None and not judgement.slo:
         raise ValueError("--sweep needs --slo to search the peak, or --peak")
     plan = Plan(
         target=target,
@@ -88,7 +85,7 @@ def loadtest(
         corpus=Corpus.read(corpus, judgement.reference),
         phases=phases,
         misbehaviour=misbehaviour,
-        objectives=objectives,
+        objectives=parse_objectives(judgement.slo),
         confidence=judgement.confidence,
         early_stop=judgement.early_stop,
     )
