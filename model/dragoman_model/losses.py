@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 __all__ = ["fused_output_losses", "token_losses"]
 
-_CHUNK = 512  # tokens whose logits exist at once; small enough to stay in the cache
+_CHUNK = 256  # tokens whose logits exist at once; small enough to stay in the cache
 
 
 def token_losses(logits: Tensor, target: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -56,14 +56,19 @@ def fused_output_losses(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     passes = hidden.view(2 if r_drop else 1, len(target), -1)  # [passes, tokens, d_model]
-    loss, likelihood = _FusedOutputLosses.apply(  # type: ignore[no-untyped-call]
-        passes, weight, target, label_smoothing, r_drop, dtype
-    )
+    with torch.autocast(device, enabled=False):  # it would compute the softmax in 32 bits
+        loss, likelihood = _FusedOutputLosses.apply(  # type: ignore[no-untyped-call]
+            passes, weight, target, label_smoothing, r_drop, dtype
+        )
     return loss, likelihood.detach()
 
 
 class _FusedOutputLosses(Function):
-    """Computes the gradients along with the losses: they only need scaling once the loss's own is known."""
+    """Computes the gradients along with the losses: they only need scaling once the loss's own is known.
+
+    The loss's gradient by the logits is their softmax minus the smoothed target distribution. Only the
+    softmax is as large as the logits; the target's part of the products with it is added once at the end.
+    """
 
     @staticmethod
     def forward(
@@ -75,23 +80,45 @@ class _FusedOutputLosses(Function):
         r_drop: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        predictions = hidden.size(0) * hidden.size(1)
+        passes, tokens, d_model = hidden.shape
+        # float16 ends at 6e-8: a less probable word would be lost; bfloat16 reaches as far as float32.
+        wide = torch.float32 if dtype == torch.float16 else dtype
         rows, columns = hidden.detach().to(dtype), weight.detach().to(dtype)
         hidden_gradient = torch.empty_like(rows, dtype=hidden.dtype)
         weight_gradient = torch.zeros_like(weight)
-        loss = likelihood = torch.zeros((), device=hidden.device)
-        chunk = _CHUNK // hidden.size(0)
-        for start in range(0, hidden.size(1), chunk):
-            part, wanted = rows[:, start : start + chunk], target[start : start + chunk]
-            logits = (part @ columns.t()).float()  # [passes, chunk, vocabulary]
-            nll, smoothed, gradient = _summed_losses(logits, wanted, label_smoothing, r_drop)
-            likelihood, loss = likelihood + nll, loss + smoothed
-            scaled = gradient.mul_(1.0 / predictions).to(dtype)
-            hidden_gradient[:, start : start + chunk] = scaled @ columns
-            weight_gradient += scaled.flatten(0, 1).t() @ part.flatten(0, 1)
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
-        ctx.mark_non_differentiable(likelihood)
-        return loss / predictions, likelihood / predictions
+        wanted_logits, wanted_probabilities = hidden.new_empty(2, passes, tokens)
+        divergence = hidden.new_zeros(())
+        for start in range(0, tokens, _CHUNK // passes):
+            part = slice(start, start + _CHUNK // passes)
+            states = rows[:, part].flatten(0, 1)  # [passes * chunk, d_model]
+            logits = states @ columns.t()  # [passes * chunk, vocabulary]
+            probabilities = logits.softmax(dim=1, dtype=wide)
+            wanted = target[part].repeat(passes).unsqueeze(1)  # [passes * chunk, 1]
+            wanted_logits[:, part] = logits.gather(1, wanted).view(passes, -1)
+            wanted_probabilities[:, part] = probabilities.gather(1, wanted).view(passes, -1)
+            if r_drop:
+                apart, pull = _disagreement(logits.float().view(passes, -1, len(weight)))
+                divergence += apart
+                probabilities.add_(pull.flatten(0, 1), alpha=0.5 * r_drop)
+            probabilities = probabilities.to(dtype)
+            hidden_gradient[:, part] = (probabilities @ columns).view(passes, -1, d_model)
+            weight_gradient += probabilities.t() @ states
+
+        states, mean_column = rows.to(hidden.dtype), columns.to(weight.dtype).mean(dim=0)
+        sure = 1.0 - label_smoothing
+        hidden_gradient -= label_smoothing * mean_column + sure * weight[target]
+        weight_gradient -= label_smoothing / len(weight) * states.sum(dim=(0, 1))
+        weight_gradient.index_add_(0, target, states.sum(dim=0), alpha=-sure)
+
+        # A probability of 0 would be a loss without bounds: 87 nats at most, in 32 bits.
+        likelihood = -wanted_probabilities.clamp_min(torch.finfo(hidden.dtype).tiny).log()
+        uniform = likelihood + wanted_logits - states @ mean_column  # log of the normaliser - mean logit
+        loss = (sure * likelihood + label_smoothing * uniform).sum() + 0.5 * r_drop * divergence
+        predictions = passes * tokens
+        ctx.save_for_backward(hidden_gradient.div_(predictions), weight_gradient.div_(predictions))
+        mean_likelihood = likelihood.mean()
+        ctx.mark_non_differentiable(mean_likelihood)
+        return loss / predictions, mean_likelihood
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,43 +126,12 @@ class _FusedOutputLosses(Function):
         return hidden_gradient * gradients[0], weight_gradient * gradients[0], None, None, None, None
 
 
-def _summed_losses(
-    logits: Tensor, target: Tensor, label_smoothing: float, r_drop: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Likelihood loss, whole loss, and the latter's gradient by `logits` `[passes, chunk, vocabulary]`.
-
-    Overwrites `logits`: they are the largest tensor there is.
-    """
-    passes, chunk, vocabulary = logits.shape
-    wanted = target.expand(passes, chunk).unsqueeze(2)  # [passes, chunk, 1]
-    shifted = logits.sub_(logits.amax(dim=2, keepdim=True))
-    wanted_logits, mean_logits = shifted.gather(2, wanted).squeeze(2), shifted.mean(dim=2)
-    apart = shifted[0] - shifted[1] if r_drop else None
-    exponentials = shifted.exp_()
-    total = exponentials.sum(dim=2, keepdim=True)  # [passes, chunk, 1]
-    normaliser = total.log().squeeze(2)
-    nll, uniform = (normaliser - wanted_logits).sum(), (normaliser - mean_logits).sum()
-    loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
-    probabilities = exponentials.div_(total)
-    pull = None
-    if apart is not None:
-        log_ratio = apart.sub_((normaliser[0] - normaliser[1]).unsqueeze(1))  # [chunk, vocabulary]
-        divergence, pull = _disagreement(probabilities, log_ratio)
-        loss = loss + 0.5 * r_drop * divergence
-    # d cross-entropy / d logits = softmax - smoothed target distribution
-    gradient = probabilities.sub_(label_smoothing / vocabulary)
-    gradient.scatter_add_(2, wanted, gradient.new_full(wanted.shape, label_smoothing - 1.0))
-    return nll, loss, gradient if pull is None else gradient.add_(pull, alpha=0.5 * r_drop)
-
-
-def _disagreement(probabilities: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p, q) + KL(q, p), summed over tokens, and its gradient by the logits of p and of q.
-
-    Args:
-        probabilities: `[2, tokens, vocabulary]`, p and q.
-        log_ratio: `[tokens, vocabulary]`, log p - log q.
-    """
+def _disagreement(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p, q) + KL(q, p), summed over tokens, and its gradient by the logits `[2, tokens, vocabulary]`."""
+    log_probabilities = logits.log_softmax(dim=2)
+    probabilities = log_probabilities.exp()
     p, q = probabilities
+    log_ratio = log_probabilities[0] - log_probabilities[1]  # [tokens, vocabulary]
     weighted = torch.stack((p * log_ratio, q * -log_ratio))  # [2, tokens, vocabulary]
     divergences = weighted.sum(dim=2, keepdim=True)  # KL(p, q) and KL(q, p), each [tokens, 1]
     gradient = weighted.sub_(probabilities * divergences)

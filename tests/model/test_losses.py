@@ -20,6 +20,23 @@ def test_fused_losses_and_gradients_equal_the_plain_ones(label_smoothing: float)
     torch.testing.assert_close(torch.autograd.grad(3.0 * fused[0], (hidden, weight)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fused_losses_keep_their_range_in_16_bits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(600, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=True)
+    with torch.no_grad():
+        target = (hidden @ weight.t()).argmin(dim=1)  # words that the model thinks impossible
+    plain = token_losses(hidden @ weight.t(), target, 0.1)
+    with torch.autocast("cpu", dtype):
+        fused = fused_output_losses(hidden, weight, target, 0.1)
+    assert plain[1] > 16.0  # past what float16 holds as a probability
+    torch.testing.assert_close(fused, (plain[0], plain[1].detach()), rtol=1e-2, atol=0.0)
+    exact = torch.autograd.grad(plain[0], (hidden, weight))
+    for rounded, gradient in zip(torch.autograd.grad(fused[0], (hidden, weight)), exact, strict=True):
+        assert (rounded - gradient).norm() < 0.01 * gradient.norm()
+
+
 def test_fused_losses_with_r_drop_are_the_paper_s() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(1400, 16, requires_grad=True)  # 700 tokens, twice
