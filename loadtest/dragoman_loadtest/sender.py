@@ -30,6 +30,7 @@ from dragoman_loadtest.wire import Outcome, Wire, serialised
 __all__ = ["Abandon", "Begin", "Report", "Sender", "Setup", "Stop", "client_process"]
 
 _REPORT_SECONDS = 0.1
+_AWAKE_SECONDS = 0.0004  # before a request is due: a sleeper is woken so late, more or less
 _PRIORITY = -10  # a client that waits for the CPU of the server it loads sends late
 _MAX_IN_FLIGHT = 20_000
 _CONNECT_SECONDS = 5.0
@@ -116,6 +117,18 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
+async def _until(moment: float) -> None:
+    """Sleep, and be awake in time where that costs little: not between requests in close succession."""
+    wait = moment - time.monotonic()
+    if wait <= 5.0 * _AWAKE_SECONDS:
+        if wait > 0.0:
+            await asyncio.sleep(wait)
+        return
+    await asyncio.sleep(wait - _AWAKE_SECONDS)
+    while time.monotonic() < moment:
+        await asyncio.sleep(0)
+
+
 class Sender:
     """Sends requests at their times; see `client_process`."""
 
@@ -185,9 +198,7 @@ class Sender:
         try:
             for number, entry in zip(begin.numbers.tolist(), begin.entries.tolist(), strict=True):
                 scheduled = begin.start + entry[0]
-                wait = scheduled - time.monotonic()
-                if wait > 0.0:
-                    await asyncio.sleep(wait)
+                await _until(scheduled)
                 self._unsent -= 1
                 plan = (begin.phase, number, *entry[1:3], self._setup.number, scheduled)
                 if len(self._in_flight) >= _MAX_IN_FLIGHT:

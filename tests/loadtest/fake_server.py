@@ -33,10 +33,12 @@ class Script:
         self.number = 0
         self.origin = time.monotonic()
         self.free_at = 0.0
+        self.held: list[float] = []
 
     async def play(self, text: str, context: Any) -> str:
         """Wait as long as the script says, and return the translation; or refuse."""
         options = self.options
+        arrived = time.perf_counter()
         self.number += 1
         number = self.number
         if options.refuse_every and number % options.refuse_every == 0:
@@ -53,6 +55,7 @@ class Script:
             wait += self.free_at - time.monotonic()
         if wait:
             await asyncio.sleep(wait)
+        self.held.append(time.perf_counter() - arrived)
         wrong = options.wrong_every and number % options.wrong_every == 0
         return text.upper() + (" WRONG" if wrong else "")
 
@@ -136,12 +139,16 @@ async def main() -> None:
         parser.add_argument(f"--{flag}", type=float, default=0.0, help="seconds")
     for flag in ("refuse-every", "slow-every", "wrong-every"):
         parser.add_argument(f"--{flag}", type=int, default=0, help="requests")
+    parser.add_argument(
+        "--log", type=Path, help="file for the seconds that each text took by its clock"
+    )
     parser.add_argument("--token", default="")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--key", type=Path)
     options = parser.parse_args()
     server = grpc.aio.server(interceptors=[RequireToken(options.token)] if options.token else [])
-    server.add_generic_rpc_handlers((handlers(Script(options)),))
+    script = Script(options)
+    server.add_generic_rpc_handlers((handlers(script),))
     if options.certificate:
         pair = (options.key.read_bytes(), options.certificate.read_bytes())
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
@@ -152,6 +159,8 @@ async def main() -> None:
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
+    if options.log:
+        options.log.write_text("".join(f"{seconds}\n" for seconds in script.held))
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
