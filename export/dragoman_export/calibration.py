@@ -1,22 +1,35 @@
-"""The sentences on which an export is checked."""
+"""The sentences on which an export is checked, and those from which static int8 scales are taken."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_server.tokenizer import EOS_ID
 
-__all__ = ["calibration_sources"]
+__all__ = ["Sources", "calibration_sources"]
 
 _SENTENCES = 16
+_SCALE_SENTENCES = 64
 _LONGEST = 24
 _SEED = 1
 
 
-def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> list[list[int]]:
-    """Source ids, end-of-sentence included: of the first lines of `file`, or random ones of mixed lengths.
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Source ids, end-of-sentence included."""
+
+    gate: list[list[int]]
+    """To be translated alike by torch and by the graphs."""
+    scales: list[list[int]]
+    """To show how large activations become: others than the gate's, where there are enough; none without
+    text."""
+
+
+def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
+    """The first lines of `file`, or random ids of mixed lengths.
 
     Raises:
         ValueError: no line of `file` has text, or `file` is not UTF-8.
@@ -24,14 +37,16 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> list[list[
     """
     longest = min(_LONGEST, checkpoint.config.max_positions) - 1
     if file is None:
-        return _random_sources(checkpoint.config.source_vocabulary_size, longest)
+        return Sources(_random_sources(checkpoint.config.source_vocabulary_size, longest), [])
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8") from error
     if not lines:
         raise ValueError(f"{file} has no line of text to check the export with")
-    return [[*checkpoint.source_tokenizer.encode(line)[:longest], EOS_ID] for line in lines[:_SENTENCES]]
+    lines = lines[: _SENTENCES + _SCALE_SENTENCES]
+    sources = [[*checkpoint.source_tokenizer.encode(line)[:longest], EOS_ID] for line in lines]
+    return Sources(sources[:_SENTENCES], sources[_SENTENCES:] or sources)
 
 
 def _random_sources(vocabulary_size: int, longest: int) -> list[list[int]]:

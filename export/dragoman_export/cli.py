@@ -39,9 +39,12 @@ def export(
     bundle = export_checkpoint(checkpoint, out, options)
     sizes = {name: record.bytes for name, record in bundle.manifest.files.items()}
     gates = {name: dataclasses.asdict(gate) for name, gate in bundle.manifest.gates.items()}
+    scales = {name: graphs.activation_scales for name, graphs in bundle.manifest.precisions.items()}
     if json:
         result = {"bundle": str(bundle.path), "manifest_sha256": bundle.manifest_sha256, "files": sizes}
-        sys.stdout.write(json_format.dumps({**result, "gates": gates}) + "\n")
+        result |= {"gates": gates, "activation_scales": scales}
+        sys.stdout.write(json_format.dumps(result) + "\n")
     else:
         total = sum(sizes.values()) / 2**20
-        sys.stdout.write(f"{bundle.path}: {total:.1f} MiB, {', '.join(gates)}\n")
+        made = (name if scales[name] == "none" else f"{name} ({scales[name]} scales)" for name in gates)
+        sys.stdout.write(f"{bundle.path}: {total:.1f} MiB, {', '.join(made)}\n")

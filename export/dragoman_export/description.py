@@ -8,9 +8,10 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from dragoman_export.graphs import state_tensors
-from dragoman_export.options import ExportError, ExportOptions, Precision
+from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.config import ModelConfig
 from dragoman_server.manifest import (
@@ -36,6 +37,7 @@ def describe(
     name: str,
     version: str,
     files: Mapping[str, bytes],
+    precisions: Mapping[str, Graphs],
     scores: tuple[Score, ...],
     options: ExportOptions,
 ) -> Manifest:
@@ -51,7 +53,7 @@ def describe(
         special_ids=SPECIAL_IDS,
         limits=Limits(max_source_tokens=config.max_positions, max_target_tokens=config.max_positions),
         tokenizers=tokenizer_files(checkpoint),
-        precisions={precision: graph_files(precision) for precision in options.precision},
+        precisions=precisions,
         state=state_tensors(checkpoint.model),
         gates={},
         scores=scores,
@@ -62,9 +64,9 @@ def describe(
     )
 
 
-def graph_files(precision: Precision) -> Graphs:
-    """The names of a precision's two graphs."""
-    return Graphs(encoder=f"encoder.{precision}.onnx", decode_step=f"decode_step.{precision}.onnx")
+def graph_files(precision: Precision, scales: Int8Scales | Literal["none"] = "none") -> Graphs:
+    """What a precision's two graphs are called."""
+    return Graphs(f"encoder.{precision}.onnx", f"decode_step.{precision}.onnx", scales)
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> Tokenizers:

@@ -14,7 +14,7 @@ from dragoman_server.engine.messages import FinishReason, output_limit
 from dragoman_server.engine.runner import FloatArray, Runner
 from dragoman_server.manifest import Gate, SpecialIds
 
-__all__ = ["INT8_TOLERANCE", "TOLERANCE", "check"]
+__all__ = ["INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
 
 TOLERANCE = 1e-4
 """Largest log-probability difference that float32 explains; also what makes two tokens a tie."""
@@ -42,7 +42,7 @@ def check(
         special: Ids of the control symbols.
         precision: What is proved.
     """
-    targets = [_greedy(model, source, special.eos) for source in sources]
+    targets = [greedy(model, source, special.eos) for source in sources]
     found = _teacher_forced(runner, sources, targets, special.bos)
     differences, losses, agreeing = [], [], 0
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -66,7 +66,7 @@ def check(
     )
 
 
-def _greedy(model: Transformer, source: Sequence[int], eos: int) -> list[int]:
+def greedy(model: Transformer, source: Sequence[int], eos: int) -> list[int]:
     """Torch's greedy translation, with its end-of-sentence where there is one."""
     bound = min(output_limit(len(source)), model.config.max_positions)
     best = beam_search(model, source, beam_size=1, max_output_tokens=bound)[0]

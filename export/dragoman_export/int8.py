@@ -1,14 +1,18 @@
 """A float graph to one whose linear layers multiply integers, on the CPU.
 
-Every row of activations gets a scale of its own when it is multiplied, every column of weights one for good:
-what a row becomes does not depend on the rows beside it, and sums of integers do not depend on their order.
-The runtime's kernel wants unsigned activations and signed weights (`MatMulIntegerToFloat`). Norms, softmax,
-attention and the residual sums stay in float32.
+Activations become integers by one of two kinds of scale. Row-wise: every row gets a scale of its own when it
+is multiplied, which suits any model and costs seven nodes a layer. Static: every layer's scale is fixed by
+the largest input it was seen to have, which costs one node and saturates what is larger. Either way weights
+have a scale for each column, and what a row becomes does not depend on the rows beside it; sums of integers
+do not depend on their order. The runtime's kernel wants unsigned activations and signed weights
+(`MatMulIntegerToFloat`). Norms, softmax, attention and the residual sums stay in float32.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +20,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["quantise_rows", "quantise_weight"]
+__all__ = ["quantise", "quantise_weight"]
 
 _CONTRIB = "com.microsoft"
 _LEVELS = 127.0
 _ZERO_POINT = 128
+_UNSIGNED_LEVELS = 255.0  # of inputs that are never negative, whose zero point is 0
 _TINY = 1e-8  # a row of zeros has a scale too
 _TABLES_LEFT = "positions"
 
@@ -35,42 +40,74 @@ def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-def quantise_rows(model: bytes) -> bytes:
+def quantise(model: bytes, peaks: Mapping[str, float] | None = None) -> bytes:
     """The int8 form of a float32 graph as `to_onnx` writes it.
 
     Linear layers (a product with a constant matrix) become integer products; embedding tables are kept as
     integers too, the very ones of the output layer where it is tied to them.
+
+    Args:
+        model: The graph.
+        peaks: Of linear layers, by the name of their bias, the largest absolute input: these get static
+            scales, the others row-wise ones.
     """
     proto = onnx.load_model_from_string(model)
-    rewriter = _Rewriter(proto.graph)
-    rewriter.rewrite()
+    _Rewriter(proto.graph, peaks or {}).rewrite()
     if all(entry.domain != _CONTRIB for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     return proto.SerializeToString(deterministic=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """What becomes one integer product."""
+
+    input: str
+    weight: str
+    transposed: bool
+    """Whether the weight is `[out, in]`."""
+    bias: str
+    """Empty for none."""
+    output: str
+    peak: float | None
+    """The largest absolute input, where it is known."""
+
+
 class _Rewriter:
     """Replaces the nodes of one graph."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, peaks: Mapping[str, float]) -> None:
         self._graph = graph
+        self._peaks = peaks
         self._floats: Mapping[str, NDArray[np.float32]] = {
             tensor.name: numpy_helper.to_array(tensor)
             for tensor in graph.initializer
             if tensor.data_type == onnx.TensorProto.FLOAT
         }
+        self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self._readers[name].append(node)
+        self._rectified = {
+            node.output[0]: node.input[0] for node in graph.node if self._is_absorbed_relu(node)
+        }
+        """What such a Relu makes, and of what."""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, NDArray[np.generic]] = {}
-        self._quantised: dict[str, tuple[str, str]] = {}
-        """Activations that are integers already: name to integers and scale."""
+        self._quantised: dict[tuple[str, float | None], tuple[str, str]] = {}
+        """Activations that are integers already: name and peak to integers and scale."""
         self._weights: dict[tuple[str, bool], tuple[str, str]] = {}
 
     def rewrite(self) -> None:
         """Replace what can be, and drop the float weights that nothing reads any more."""
+        replaced = set(self._rectified)
         for node in list(self._graph.node):
-            weight = self._floats.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
-            if weight is not None and weight.ndim == 2:
-                self._linear(node)
+            if node.output[0] in replaced:
+                continue
+            linear = self._linear(node)
+            if linear is not None:
+                replaced.add(linear.output)  # where the bias was added by a node of its own
+                self._multiply(linear)
             elif node.op_type == "Gather" and self._is_embedding(node.input[0]):
                 self._embedding(node)
             else:
@@ -84,40 +121,76 @@ class _Rewriter:
         self._graph.initializer.extend(
             numpy_helper.from_array(np.ascontiguousarray(value), name)
             for name, value in self._constants.items()
+            if name in read
         )
+
+    def _linear(self, node: onnx.NodeProto) -> _Linear | None:
+        """A product with a constant matrix, and the bias that is added to it there or right after."""
+        weight = self._floats.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        if weight is None or weight.ndim != 2:
+            return None
+        bias, output = node.input[2] if len(node.input) > 2 else "", node.output[0]
+        match self._readers[output]:
+            case [onnx.NodeProto(op_type="Add") as add] if not bias:
+                other = next(name for name in add.input if name != output)
+                if other in self._floats and self._floats[other].ndim == 1:
+                    bias, output = other, add.output[0]
+        transposed = bool({a.name: a.i for a in node.attribute}.get("transB", 0))
+        return _Linear(node.input[0], node.input[1], transposed, bias, output, self._peaks.get(bias))
+
+    def _is_absorbed_relu(self, node: onnx.NodeProto) -> bool:
+        """Whether all readers round its output to unsigned integers: what is negative becomes 0 anyway."""
+        if node.op_type != "Relu":
+            return False
+        readers = [self._linear(reader) for reader in self._readers[node.output[0]]]
+        return all(linear is not None and linear.peak is not None for linear in readers)
 
     def _is_embedding(self, name: str) -> bool:
         table = self._floats.get(name)
         return table is not None and table.ndim == 2 and not name.endswith(_TABLES_LEFT)
 
-    def _linear(self, node: onnx.NodeProto) -> None:
-        transposed = bool({a.name: a.i for a in node.attribute}.get("transB", 0))
-        integers, scales = self._weight(node.input[1], transposed)
-        activations, row_scale = self._rows(node.input[0])
-        one, zero_point = (
-            self._constant("one", np.float32(1.0)),
-            self._constant("zero", np.uint8(_ZERO_POINT)),
-        )
-        inputs = [activations, integers, one, scales, zero_point]
+    def _multiply(self, linear: _Linear) -> None:
+        integers, scales = self._weight(linear.weight, linear.transposed)
+        if linear.peak is not None:
+            activations, step, zero_point = self._fixed(linear.input, linear.peak)
+            inputs = [activations, integers, step, scales, zero_point, "", linear.bias]
+            self._node("MatMulIntegerToFloat", inputs, linear.output, domain=_CONTRIB)
+            return
+        activations, row_scale = self._rows(linear.input)
+        one = self._constant("one", np.float32(1.0))
+        inputs = [activations, integers, one, scales, self._zero_point()]
         product = self._node("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
-        bias = node.input[2] if len(node.input) > 2 else ""
-        if bias:
-            self._node("Add", [self._node("Mul", [product, row_scale]), bias], node.output[0])
+        if linear.bias:
+            self._node("Add", [self._node("Mul", [product, row_scale]), linear.bias], linear.output)
         else:
-            self._node("Mul", [product, row_scale], node.output[0])
+            self._node("Mul", [product, row_scale], linear.output)
+
+    def _fixed(self, name: str, peak: float) -> tuple[str, str, str]:
+        """Integers of an activation, their scale and their zero point; made once for all who multiply it."""
+        rectified = name in self._rectified
+        levels = _UNSIGNED_LEVELS if rectified else _LEVELS
+        zero_point = self._constant("none", np.uint8(0)) if rectified else self._zero_point()
+        if (name, peak) not in self._quantised:
+            step = self._constant(f"{name}.step", np.float32(max(peak / levels, _TINY)))
+            inputs = [self._rectified.get(name, name), step, zero_point]
+            self._quantised[name, peak] = self._node("QuantizeLinear", inputs), step
+        return *self._quantised[name, peak], zero_point
 
     def _rows(self, name: str) -> tuple[str, str]:
         """Integers of an activation, and the scale of each of its rows; made once for all who multiply it."""
-        if name not in self._quantised:
+        if (name, None) not in self._quantised:
             last = self._constant("last_axis", np.array([-1], np.int64))
             peak = self._node("ReduceMax", [self._node("Abs", [name]), last], keepdims=1)
             step = self._node("Mul", [peak, self._constant("step", np.float32(1.0 / _LEVELS))])
             scale = self._node("Max", [step, self._constant("tiny", np.float32(_TINY))])
             one = self._constant("one", np.float32(1.0))
-            zero_point = self._constant("zero", np.uint8(_ZERO_POINT))
             scaled = self._node("Div", [name, scale])
-            self._quantised[name] = self._node("QuantizeLinear", [scaled, one, zero_point]), scale
-        return self._quantised[name]
+            integers = self._node("QuantizeLinear", [scaled, one, self._zero_point()])
+            self._quantised[name, None] = integers, scale
+        return self._quantised[name, None]
+
+    def _zero_point(self) -> str:
+        return self._constant("zero", np.uint8(_ZERO_POINT))
 
     def _embedding(self, node: onnx.NodeProto) -> None:
         """Look integers up, columns of the output layer's where that is the same table, and scale them."""

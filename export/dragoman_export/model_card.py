@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from dragoman_server.manifest import Manifest
+from dragoman_server.manifest import Graphs, Manifest
 
 __all__ = ["model_card"]
 
@@ -44,9 +44,14 @@ def _scores(manifest: Manifest) -> list[str]:
 
 def _gates(manifest: Manifest) -> list[str]:
     return [
-        f"* {precision}: on {gate.sentences} sentences and {gate.steps} decoder steps, log-probabilities "
-        f"differ from torch's by at most {gate.max_log_prob_difference:.1e}, torch's own tokens lose "
-        f"{gate.mean_log_prob_loss:.1e} on average (tolerance {gate.tolerance:.0e}); "
-        f"{gate.greedy_agreement:.1%} of the greedy translations are equal."
+        f"* {precision}{_scales(manifest.precisions[precision])}: on {gate.sentences} sentences and "
+        f"{gate.steps} decoder steps, log-probabilities differ from torch's by at most "
+        f"{gate.max_log_prob_difference:.1e}, torch's own tokens lose {gate.mean_log_prob_loss:.1e} on "
+        f"average (tolerance {gate.tolerance:.0e}); {gate.greedy_agreement:.1%} of the greedy translations "
+        "are equal."
         for precision, gate in sorted(manifest.gates.items())
     ]
+
+
+def _scales(graphs: Graphs) -> str:
+    return "" if graphs.activation_scales == "none" else f", {graphs.activation_scales} scales"

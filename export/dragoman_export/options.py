@@ -8,9 +8,10 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-__all__ = ["ExportError", "ExportOptions", "Precision"]
+__all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision"]
 
 Precision = Literal["fp32", "int8"]
+Int8Scales = Literal["row-wise", "static"]
 
 
 class ExportError(ValueError):
@@ -22,7 +23,7 @@ class ExportOptions:
     """What the bundle is to hold and to say of itself.
 
     Raises:
-        ValueError: a precision is unknown, or there is none.
+        ValueError: a precision is unknown, or there is none; static scales are asked for without text.
     """
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
@@ -30,7 +31,11 @@ class ExportOptions:
     name: str | None = None
     """The model's name; by default that of the directory above the version."""
     calibration: Path | None = None
-    """Text, one sentence a line, on which the export is checked; by default random tokens."""
+    """Text, one sentence a line, on which the export is checked, and from which static int8 scales are taken;
+    by default random tokens."""
+    int8_scales: Int8Scales | None = None
+    """How activations become integers: static scales are faster, row-wise ones suit any model. By default
+    static ones where there is calibration text and they pass the gate, else row-wise ones."""
     provenance: str | None = None
     """Where the training data comes from; by default what the checkpoint says."""
     licence: str | None = None
@@ -47,3 +52,5 @@ class ExportOptions:
                 raise ValueError(f"precision must be one of {known}, not {precision}")
         if not self.precision:
             raise ValueError("precision must name at least one")
+        if self.int8_scales == "static" and self.calibration is None:
+            raise ValueError("static int8 scales are taken from text: name some with --calibration")

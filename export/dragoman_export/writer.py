@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from dragoman_export.calibration import calibration_sources
+from torch import nn
+
+from dragoman_export.activation_peaks import by_bias, input_peaks
+from dragoman_export.calibration import Sources, calibration_sources
 from dragoman_export.description import (
     SPECIAL_IDS,
     describe,
@@ -20,22 +23,24 @@ from dragoman_export.description import (
     records,
     tokenizer_files,
 )
-from dragoman_export.gate import check
-from dragoman_export.int8 import quantise_rows
+from dragoman_export.gate import check, greedy
+from dragoman_export.graphs import DecodeStepGraph, EncoderGraph
+from dragoman_export.int8 import quantise
 from dragoman_export.model_card import model_card
-from dragoman_export.options import ExportError, ExportOptions, Precision
+from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_ungated
-from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, Gate, require_file_name
+from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, Gate, Graphs, require_file_name
 
 __all__ = ["MODEL_CARD_FILE", "export_checkpoint"]
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
 
 _DEFAULTS = ExportOptions()
+_MASKED = (SPECIAL_IDS.pad, SPECIAL_IDS.bos)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -60,11 +65,23 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
         raise ExportError(f"ONNX Runtime needs a head_dim that 8 divides, not {loaded.config.head_dim}")
     sources = calibration_sources(loaded, options.calibration)
     scores = read_scores(options.scores)
-    files = _model_files(loaded, options.precision)
-    manifest = describe(loaded, name, out.name, files, scores, options)
+    files = _tokenizers(loaded)
+    precisions: dict[str, Graphs] = {}
+    gates: dict[str, Gate] = {}
+    graphs = _FloatGraphs.of(loaded.model)
     with _staging(out) as folder:
-        _write(folder, {**files, MANIFEST_FILE: manifest.to_json()})
-        gates = _gates(loaded.model, Bundle.open(folder), sources)
+        for precision in (known for known in get_args(Precision) if known in options.precision):
+            for candidate in _candidates(graphs, precision, sources, options.int8_scales):
+                attempt = {**files, **candidate.files}
+                named = {**precisions, precision: candidate.names}
+                manifest = describe(loaded, name, out.name, attempt, named, scores, options)
+                _write(folder, {**attempt, MANIFEST_FILE: manifest.to_json()})
+                gate = _gate(loaded.model, Bundle.open(folder), precision, sources.gate)
+                if gate.passed:
+                    break
+            else:
+                raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
+            files, precisions, gates[precision] = attempt, named, gate
         manifest = dataclasses.replace(manifest, gates=gates)
         card = {MODEL_CARD_FILE: model_card(manifest).encode()}
         manifest = dataclasses.replace(manifest, files={**manifest.files, **records(card)})
@@ -81,41 +98,75 @@ def _require_target(name: str, out: Path, overwrite: bool) -> None:
         raise ExportError(f"{out} exists; choose the next version or say --overwrite")
 
 
-def _model_files(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> dict[str, bytes]:
-    tokenizers = tokenizer_files(checkpoint)
-    files = {
-        tokenizers.source: checkpoint.source_tokenizer.model,
-        tokenizers.target: checkpoint.target_tokenizer.model,
+def _tokenizers(checkpoint: Checkpoint) -> dict[str, bytes]:
+    names = tokenizer_files(checkpoint)
+    return {
+        names.source: checkpoint.source_tokenizer.model,
+        names.target: checkpoint.target_tokenizer.model,
     }
-    _LOGGER.info("exporting the encoder")
-    encoder = encoder_onnx(checkpoint.model)
-    _LOGGER.info("exporting the decode step")
-    decode_step = decode_step_onnx(checkpoint.model, (SPECIAL_IDS.pad, SPECIAL_IDS.bos))
-    for precision in precisions:
-        graphs = graph_files(precision)
-        if precision == "int8":
-            _LOGGER.info("rounding the weights to int8")
-        convert = quantise_rows if precision == "int8" else bytes
-        files[graphs.encoder], files[graphs.decode_step] = convert(encoder), convert(decode_step)
-    return files
 
 
-def _gates(model: Transformer, bundle: Bundle, sources: Sequence[Sequence[int]]) -> dict[str, Gate]:
-    """The gates of all precisions.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _FloatGraphs:
+    """What every precision is made of."""
 
-    Raises:
-        ExportError: one has not passed.
-    """
-    gates: dict[str, Gate] = {}
-    for precision in get_args(Precision):
-        if precision not in bundle.manifest.precisions:
-            continue
-        _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
-        runner = OnnxRunner(load_ungated(bundle, precision, threads=1), max_rows=len(sources))
-        gate = gates[precision] = check(model, runner, sources, SPECIAL_IDS, precision)
-        if not gate.passed:
-            raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
-    return gates
+    model: Transformer
+    encoder: bytes
+    decode_step: bytes
+
+    @classmethod
+    def of(cls, model: Transformer) -> _FloatGraphs:
+        _LOGGER.info("exporting the encoder")
+        encoder = encoder_onnx(model)
+        _LOGGER.info("exporting the decode step")
+        return cls(model, encoder, decode_step_onnx(model, _MASKED))
+
+    def quantised(self, peaks: Mapping[nn.Linear, float]) -> tuple[bytes, bytes]:
+        """Both as integers; layers with a known peak get static scales."""
+        encoder, decode_step = EncoderGraph(self.model), DecodeStepGraph(self.model, _MASKED)
+        return (
+            quantise(self.encoder, by_bias(encoder, peaks)),
+            quantise(self.decode_step, by_bias(decode_step, peaks)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Graphs that may become a precision of the bundle."""
+
+    names: Graphs
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, names: Graphs, encoder: bytes, decode_step: bytes) -> _Candidate:
+        return cls(names, {names.encoder: encoder, names.decode_step: decode_step})
+
+
+def _candidates(
+    graphs: _FloatGraphs, precision: Precision, sources: Sources, scales: Int8Scales | None
+) -> Iterator[_Candidate]:
+    """What may become of `precision`, the fastest first."""
+    if precision == "fp32":
+        yield _Candidate.of(graph_files(precision), graphs.encoder, graphs.decode_step)
+        return
+    if scales != "row-wise" and sources.scales:
+        _LOGGER.info("rounding to int8 with static scales, from %d sentences", len(sources.scales))
+        # The last output is never fed: nothing follows an end-of-sentence.
+        pairs = [(source, greedy(graphs.model, source, SPECIAL_IDS.eos)[:-1]) for source in sources.scales]
+        peaks = input_peaks(graphs.model, pairs)
+        yield _Candidate.of(graph_files(precision, "static"), *graphs.quantised(peaks))
+    if scales != "static":
+        _LOGGER.info("rounding to int8 with row-wise scales")
+        yield _Candidate.of(graph_files(precision, "row-wise"), *graphs.quantised({}))
+
+
+def _gate(model: Transformer, bundle: Bundle, precision: Precision, sources: Sequence[Sequence[int]]) -> Gate:
+    _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
+    runner = OnnxRunner(load_ungated(bundle, precision, threads=1), max_rows=len(sources))
+    gate = check(model, runner, sources, SPECIAL_IDS, precision)
+    if not gate.passed:
+        _LOGGER.info("that %s", _finding(gate))
+    return gate
 
 
 def _finding(gate: Gate) -> str:

@@ -59,9 +59,11 @@ def _gate(manifest: Manifest, precision: str) -> str:
     gate = manifest.gates.get(precision)
     if gate is None:
         return "not checked against torch"
+    scales = manifest.precisions[precision].activation_scales
     return (
         f"gate {'passed' if gate.passed else 'FAILED'}, {gate.sentences} sentences, {gate.steps} steps, "
         f"log-probabilities within {gate.max_log_prob_difference:.1e} of torch's "
         f"({gate.mean_log_prob_loss:.1e} lost on average), "
         f"{gate.greedy_agreement:.1%} of greedy translations equal"
+        + (f"; {scales} activation scales" if scales != "none" else "")
     )

@@ -33,7 +33,7 @@ __all__ = [
     "require_file_name",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 """The schema number that this code writes and reads."""
 MANIFEST_FILE = "bundle.json"
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -125,6 +125,8 @@ class Graphs:
 
     encoder: str
     decode_step: str
+    activation_scales: Literal["none", "row-wise", "static"] = "none"
+    """How activations become integers: not at all, with a scale for each row, or with fixed ones."""
 
 
 @dataclass(frozen=True, slots=True)

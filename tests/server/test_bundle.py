@@ -154,7 +154,7 @@ def test_a_manifest_with_a_wrong_field_is_refused(bundle: Path, change: Change, 
         b"\xff",
         b'{"schema": NaN}',
         b'{"schema": 1e999}',
-        b'{"schema": 1, "schema": 1}',
+        b'{"schema": 2, "schema": 2}',
         b"[" * 10**5,
     ],
 )
