@@ -100,7 +100,7 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=2), "schema 2 is unknown, this version reads 1"),
+        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 2"),
         (lambda m: m.pop("schema"), "schema None is unknown"),
         (lambda m: m.update(colour="red"), "colour is an unknown key"),
         (lambda m: m["dimensions"].update(d_modal=1), "dimensions.d_modal is an unknown key"),

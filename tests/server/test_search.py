@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypothesis, length_penalty
 from dragoman_server.engine.runner import SlotCopy
-from dragoman_server.engine.search import Beam, advance, common_length
+from dragoman_server.engine.search import Search, common_length
 
 BOS, EOS = 1, 2
 
@@ -54,35 +54,39 @@ def reference(runner, source, options, max_length):
 
 
 def start(runner, callers):
-    """Encode the requests into slots side by side."""
-    beams, first = [], 0
+    """Encode the requests into slots side by side; returns the search and their beams."""
+    search, beams, first = Search(24, 64, BOS, EOS), [], 0
     for caller in callers:
         slots = tuple(range(first, first + caller.request.options.beam_size))
         first += len(slots)
         runner.encode([caller.request.source], [slots])
-        beams.append(Beam(caller.request, slots))
-    return beams
+        beams.append(search.start(caller.request, slots))
+    return search, beams
 
 
-def step(runner, beams):
+def step(runner, search, beams):
     """Take one step of every beam that is not done."""
+    for beam in beams:
+        if beam.done:
+            search.release(beam)
     running = [beam for beam in beams if not beam.done]
     rows = sum(beam.size for beam in beams)
-    tokens, lengths = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
-    for beam in running:
-        for live in beam.live:
-            tokens[live.slot] = live.tokens[-1] if live.tokens else BOS
-            lengths[live.slot] = beam.length
     top_k = min(2 * max(beam.size for beam in running), runner.limits.vocabulary_size)
-    runner.copy(advance(running, *runner.step(tokens, lengths, top_k), EOS))
+    runner.copy(search.advance(running, *runner.step(*search.inputs(rows), top_k)))
 
 
 def decode(runner, callers):
     """Step all requests together until each is done; returns their beams."""
-    beams = start(runner, callers)
+    search, beams = start(runner, callers)
     while not all(beam.done for beam in beams):
-        step(runner, beams)
+        step(runner, search, beams)
     return beams
+
+
+def begun(caller, options):
+    """A search of one request in the first slots, and its beam."""
+    search = Search(options.beam_size, 64, BOS, EOS)
+    return search, search.start(caller((5,), options).request, tuple(range(options.beam_size)))
 
 
 @st.composite
@@ -130,11 +134,11 @@ def test_only_positions_that_differ_are_copied(scripted_runner, caller, several,
 @settings(deadline=None, max_examples=60)
 def test_settled_tokens_only_grow_and_begin_the_result(scripted_runner, caller, source, options):
     runner = scripted_runner()
-    (beam,) = start(runner, [caller(source, options)])
+    search, (beam,) = start(runner, [caller(source, options)])
     settled = []
     while not beam.done:
-        settled.append(beam.settled)
-        step(runner, [beam])
+        settled.append(search.settled(beam))
+        step(runner, search, [beam])
     settled.append(beam.hypotheses[0].tokens)
     for shorter, longer in pairwise(settled):
         assert longer[: len(shorter)] == shorter
@@ -143,11 +147,10 @@ def test_settled_tokens_only_grow_and_begin_the_result(scripted_runner, caller, 
 
 
 def test_greedy_takes_the_most_probable_token(caller):
-    one = caller((5,), DecodingOptions(beam_size=1))
-    beam = Beam(one.request, (0,))
-    assert advance([beam], np.array([[-0.1, -0.2]], np.float32), np.array([[7, EOS]]), EOS) == []
+    search, beam = begun(caller, DecodingOptions(beam_size=1))
+    assert search.advance([beam], np.array([[-0.1, -0.2]], np.float32), np.array([[7, EOS]])) == []
     assert not beam.done
-    advance([beam], np.array([[-0.5, -0.7]], np.float32), np.array([[EOS, 3]]), EOS)
+    search.advance([beam], np.array([[-0.5, -0.7]], np.float32), np.array([[EOS, 3]]))
     (best,) = beam.hypotheses
     assert best.tokens == (7,)
     assert best.finish_reason is FinishReason.STOP
@@ -156,9 +159,9 @@ def test_greedy_takes_the_most_probable_token(caller):
 
 
 def test_end_of_sentence_behind_the_first_beam_is_ignored(caller):
-    beam = Beam(caller((5,), DecodingOptions(beam_size=2)).request, (0, 1))
-    advance([beam], np.array([[-1, -2, -3, -4]] * 2, np.float32), np.array([[3, 4, EOS, 5]] * 2), EOS)
-    assert [live.tokens for live in beam.live] == [(3,), (4,)]
+    search, beam = begun(caller, DecodingOptions(beam_size=2))
+    search.advance([beam], np.array([[-1, -2, -3, -4]] * 2, np.float32), np.array([[3, 4, EOS, 5]] * 2))
+    assert [search.tokens(slot) for slot in search.live(beam)] == [[3], [4]]
     assert beam.hypotheses == ()
 
 
@@ -171,28 +174,28 @@ def rows(*continuations):
 @pytest.mark.parametrize(("rival", "settled"), [(-1.25, ()), (-1.75, (3,))])
 def test_only_hypotheses_that_can_still_win_unsettle_tokens(caller, rival, settled):
     options = DecodingOptions(beam_size=2, length_penalty=0.0)
-    beam = Beam(caller((5,), options).request, (0, 1))
+    search, beam = begun(caller, options)
     first = [(-1.0, 3), (-1.0, 4), (-9.0, 5), (-9.0, 6)]
-    advance([beam], *rows(first, first), EOS)
+    search.advance([beam], *rows(first, first))
     ending = [(-0.5, EOS), (-7.0, 5), (-8.0, 6), (-9.0, 7)]
     ongoing = [(rival + 1.0, 8), (-7.5, 9), (-8.0, 6), (-9.0, 7)]
-    advance([beam], *rows(ending, ongoing), EOS)
+    search.advance([beam], *rows(ending, ongoing))
     assert not beam.done
-    assert beam.settled == settled
+    assert search.settled(beam) == settled
 
 
 def test_nothing_is_copied_after_the_last_step(caller):
-    beam = Beam(caller((5,), DecodingOptions(beam_size=2, max_output_tokens=2)).request, (0, 1))
+    search, beam = begun(caller, DecodingOptions(beam_size=2, max_output_tokens=2))
     row = [(-1.0, 3), (-1.0, 4), (-9.0, 5), (-9.0, 6)]
-    assert advance([beam], *rows(row, row), EOS) == [SlotCopy(0, 1, 0, 1)]
+    assert search.advance([beam], *rows(row, row)) == [SlotCopy(0, 1, 0, 1)]
     twins = [(-1.0, 3), (-1.0, 4), (-1.0, 5), (-1.0, 6)]  # both survivors descend from the first
-    assert advance([beam], *rows(twins, row), EOS) == []
+    assert search.advance([beam], *rows(twins, row)) == []
     assert beam.done
 
 
 def test_a_beam_without_any_possible_continuation_is_done_and_empty(caller):
-    beam = Beam(caller((5,), DecodingOptions(beam_size=2)).request, (0, 1))
-    advance([beam], np.full((2, 4), -np.inf, np.float32), np.zeros((2, 4), np.int64), EOS)
+    search, beam = begun(caller, DecodingOptions(beam_size=2))
+    search.advance([beam], np.full((2, 4), -np.inf, np.float32), np.zeros((2, 4), np.int64))
     assert beam.done
     assert beam.hypotheses == ()
 

@@ -4,6 +4,8 @@ Selection is that of the usual beam search with the GNMT length penalty (Wu et a
 section 7): each step ranks the `2 * beam_size` best continuations of a beam. An end-of-sentence among the
 first `beam_size` of them finishes a hypothesis; the others make up the next live hypotheses. Twice the beam
 is enough: each live hypothesis offers end-of-sentence once, so `beam_size` others always remain.
+
+Hypotheses live in arrays with one row a slot, and a step advances all beams of one size at once.
 """
 
 from __future__ import annotations
@@ -17,19 +19,9 @@ from numpy.typing import NDArray
 from dragoman_server.engine.messages import FinishReason, Hypothesis, Request, length_penalty
 from dragoman_server.engine.runner import FloatArray, IntArray, SlotCopy
 
-__all__ = ["Beam", "Candidate", "advance", "common_length"]
+__all__ = ["Beam", "Search", "common_length"]
 
-Candidate = tuple[int, int, float]
-"""Index of the live hypothesis that is continued, the token, and the log-probability of both together."""
-
-
-@dataclass(slots=True)
-class _Live:
-    """A hypothesis that is still being extended."""
-
-    slot: int
-    tokens: tuple[int, ...]
-    log_prob: float
+_Slots = NDArray[np.intp]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -43,30 +35,27 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 class Beam:
-    """The hypotheses of one request and the slots that hold their histories.
-
-    Before step t (counted from 0) every live hypothesis has t tokens, and its slot has been fed t tokens:
-    the start token and all but the last of its own.
+    """One request's search: the slots of its hypotheses and what is finished of them.
 
     Args:
         request: Its `max_output_tokens` is set.
-        slots: `beam_size` of them, encoded and with an empty history.
+        slots: `beam_size` of them.
     """
 
     def __init__(self, request: Request, slots: tuple[int, ...]) -> None:
         self.size = request.options.beam_size
+        self.max_length = request.max_output_tokens
         self.slots = slots
-        self.length = 0
-        """Steps taken: the tokens of every live hypothesis."""
-        self.live = [_Live(slots[0], (), 0.0)]
+        """Those of the live hypotheses, best first, then the others."""
+        self.ended = False
+        """Whether no hypothesis is to be continued."""
         self._options = request.options
-        self._max_length = request.max_output_tokens
         self._finished: list[Hypothesis] = []
 
     @property
     def done(self) -> bool:
         """Whether no further step is needed."""
-        return not self.live or len(self._finished) == self.size
+        return self.ended or len(self._finished) == self.size
 
     @property
     def hypotheses(self) -> tuple[Hypothesis, ...]:
@@ -75,127 +64,258 @@ class Beam:
         ranked = sorted(self._finished, key=lambda hypothesis: -hypothesis.score)
         return tuple(ranked[: self._options.n_best])
 
-    @property
-    def settled(self) -> tuple[int, ...]:
-        """The tokens that every hypothesis begins with that can still become the best."""
-        best = max((hypothesis.score for hypothesis in self._finished), default=-np.inf)
-        # A log-probability only falls, and the penalty is largest at the bound: no score can pass this.
-        ceiling = length_penalty(self._max_length, self._options.length_penalty)
-        contenders = [live.tokens for live in self.live if live.log_prob / ceiling > best]
-        contenders += [hypothesis.tokens for hypothesis in self.hypotheses[:1]]
-        first, last = min(contenders), max(contenders)
-        return first[: common_length(first, last)]
-
-    def extend(self, candidates: Iterable[Candidate], eos_id: int) -> list[SlotCopy]:
-        """Take one step.
-
-        Args:
-            candidates: The `2 * beam_size` best continuations, best first.
-            eos_id: The token that finishes a hypothesis.
-
-        Returns:
-            The copies to make before the next step.
-        """
-        survivors: list[tuple[_Live, int, float]] = []
-        for position, (parent, token, log_prob) in enumerate(candidates):
-            if token != eos_id:
-                survivors.append((self.live[parent], token, log_prob))
-            elif position < self.size:
-                self._finish(self.live[parent].tokens, log_prob, FinishReason.STOP)
-            if len(survivors) == self.size:
-                break
-        copies = self._place(survivors)
-        if self.length == self._max_length:
-            for live in self.live:
-                self._finish(live.tokens, live.log_prob, FinishReason.LENGTH)
-            self.live = []
-        return [] if self.done else copies
-
-    def relocate(self, moves: Mapping[int, int]) -> list[SlotCopy]:
-        """Move slots, old number to new; returns the copies that carry their content over."""
-        moved = [slot for slot in self.slots if slot in moves]
-        if not moved:
-            return []
-        self.slots = tuple(moves.get(slot, slot) for slot in self.slots)
-        for live in self.live:
-            live.slot = moves.get(live.slot, live.slot)
-        return [SlotCopy(slot, moves[slot], 0, self.length, with_memory=True) for slot in moved]
-
-    def _finish(self, tokens: tuple[int, ...], log_prob: float, reason: FinishReason) -> None:
+    def finish(self, tokens: Sequence[int], log_prob: float, reason: FinishReason) -> None:
+        """Add a finished hypothesis, given without its end-of-sentence; one too many is dropped."""
         if len(self._finished) == self.size:
             return
         length = len(tokens) + (reason is FinishReason.STOP)  # the end-of-sentence token counts
         score = log_prob / length_penalty(length, self._options.length_penalty)
-        self._finished.append(Hypothesis(tokens, log_prob, score, reason))
+        self._finished.append(Hypothesis(tuple(tokens), log_prob, score, reason))
 
-    def _place(self, survivors: Sequence[tuple[_Live, int, float]]) -> list[SlotCopy]:
-        """Give every survivor a slot: the first child its parent's, further ones those of the dead."""
-        histories = {live.slot: live.tokens for live in self.live}
-        kept = {parent.slot for parent, _, _ in survivors}
-        vacant = [slot for slot in reversed(self.slots) if slot not in kept]
-        self.length += 1
-        children: list[_Live] = []
-        copies: list[SlotCopy] = []
-        for parent, token, log_prob in survivors:
-            slot = parent.slot
-            if slot in kept:
-                kept.remove(slot)
-            else:
-                slot = vacant.pop()
-                start = _shared_positions(parent.tokens, histories.get(slot))
-                copies.append(SlotCopy(parent.slot, slot, start, self.length))
-            children.append(_Live(slot, (*parent.tokens, token), log_prob))
-        self.live = children
-        return copies
+    def can_win(self, log_prob: float) -> bool:
+        """Whether a live hypothesis may still come to score best of all."""
+        best = max((hypothesis.score for hypothesis in self._finished), default=-np.inf)
+        # A log-probability only falls, and the penalty is largest at the bound: no score can pass this.
+        return log_prob / length_penalty(self.max_length, self._options.length_penalty) > best
 
 
-def _shared_positions(tokens: tuple[int, ...], other: tuple[int, ...] | None) -> int:
-    """Positions at which two slots of a beam hold the same history; `None`: a slot without a hypothesis.
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """The next hypotheses of beams of one size: `[beams, size]` each, best first."""
 
-    Hypotheses of one beam that begin alike descend from one hypothesis, whose history both slots hold.
-    """
-    # Position 0 is the start token's, which is not among the output tokens.
-    return 0 if other is None else 1 + common_length(tokens, other)
+    alive: NDArray[np.bool_]
+    """False where a beam has fewer."""
+    parents: NDArray[np.intp]
+    """Ranks of the hypotheses that are continued."""
+    tokens: IntArray
+    log_probs: NDArray[np.float64]
 
 
-def advance(beams: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray, eos_id: int) -> list[SlotCopy]:
-    """Take one step of every beam.
+class Search:
+    """The hypotheses of all slots, and how they are extended.
+
+    Before step t of a request (counted from 0) every live hypothesis has t tokens, and its slot has been fed
+    t tokens: the start token and all but the last of its own.
 
     Args:
-        beams: Those whose rows were stepped.
-        log_probs: `[rows, k]`, of the continuations of each row, descending.
-        token_ids: `[rows, k]`; k is at least twice the largest `beam_size`, or the whole vocabulary.
+        slots: How many there are.
+        max_length: The longest output, end-of-sentence included.
+        bos_id: The token that starts every output.
         eos_id: The token that finishes a hypothesis.
+    """
+
+    def __init__(self, slots: int, max_length: int, bos_id: int, eos_id: int) -> None:
+        self._bos_id = bos_id
+        self._eos_id = eos_id
+        self._tokens = np.zeros((slots, max_length), np.int32)
+        self._lengths = np.zeros(slots, np.int64)
+        """Tokens of each live hypothesis, and 0 without one."""
+        self._next = np.zeros(slots, np.int64)
+        self._log_probs = np.full(slots, -np.inf)
+        """Of each live hypothesis; without one, minus infinity."""
+
+    def start(self, request: Request, slots: tuple[int, ...]) -> Beam:
+        """Begin a request in `slots`, which are encoded and have an empty history."""
+        self._next[slots[0]] = self._bos_id
+        self._log_probs[slots[0]] = 0.0
+        return Beam(request, slots)
+
+    def release(self, beam: Beam) -> None:
+        """Forget a request; its slots are idle."""
+        self._clear(list(beam.slots))
+
+    def inputs(self, rows: int) -> tuple[IntArray, IntArray]:
+        """The token to feed to each of the first slots, and its position; `[rows]` both.
+
+        Slots without a hypothesis get token 0 at position 0; nobody reads what comes of them.
+        """
+        return self._next[:rows], self._lengths[:rows]
+
+    def idle(self, rows: int) -> int:
+        """How many of the first slots have no live hypothesis."""
+        return rows - int(np.count_nonzero(self._log_probs[:rows] > -np.inf))
+
+    def live(self, beam: Beam) -> list[int]:
+        """The slots of a beam's live hypotheses, best first."""
+        return [slot for slot in beam.slots if self._log_probs[slot] > -np.inf]
+
+    def tokens(self, slot: int) -> list[int]:
+        """The output of a slot's hypothesis so far."""
+        return self._tokens[slot, : self._lengths[slot]].tolist()  # type: ignore[no-any-return]
+
+    def settled(self, beam: Beam) -> tuple[int, ...]:
+        """The tokens that every hypothesis begins with that can still become the best."""
+        contenders = [
+            tuple(self.tokens(slot)) for slot in self.live(beam) if beam.can_win(float(self._log_probs[slot]))
+        ]
+        contenders += [hypothesis.tokens for hypothesis in beam.hypotheses[:1]]
+        first, last = min(contenders), max(contenders)
+        return first[: common_length(first, last)]
+
+    def relocate(self, beams: Iterable[Beam], moves: Mapping[int, int]) -> list[SlotCopy]:
+        """Move slots, old number to new; returns the copies that carry the runner's state over."""
+        if not moves:
+            return []
+        copies = []
+        for beam in beams:
+            moved = [slot for slot in beam.slots if slot in moves]
+            # The longest history of a beam: those without a hypothesis are never read.
+            stop = int(self._lengths[list(beam.slots)].max())
+            copies += [SlotCopy(slot, moves[slot], 0, stop, with_memory=True) for slot in moved]
+            if moved:
+                beam.slots = tuple(moves.get(slot, slot) for slot in beam.slots)
+        old, new = list(moves.keys()), list(moves.values())
+        for array in (self._tokens, self._lengths, self._next, self._log_probs):
+            array[new] = array[old]
+        self._clear(old)
+        return copies
+
+    def advance(self, beams: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray) -> list[SlotCopy]:
+        """Take one step of every beam.
+
+        Args:
+            beams: Those whose rows were stepped; none of them done.
+            log_probs: `[rows, k]`, of the continuations of each row, descending.
+            token_ids: `[rows, k]`; k is at least twice the largest `beam_size`, or the whole vocabulary.
+
+        Returns:
+            The copies to make before the next step; no slot is both a source and a target.
+        """
+        groups: dict[int, list[Beam]] = {}
+        for beam in beams:
+            groups.setdefault(beam.size, []).append(beam)
+        copies: list[SlotCopy] = []
+        for size, group in groups.items():
+            if size == 1:
+                self._advance_greedy(group, log_probs[:, 0], token_ids[:, 0])
+            else:
+                copies += self._advance_beams(group, log_probs[:, : 2 * size], token_ids[:, : 2 * size])
+        return copies
+
+    def _advance_greedy(self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray) -> None:
+        """Append the best continuation of each row; `log_probs` and `token_ids` are `[rows]`."""
+        slots = np.array([beam.slots[0] for beam in group])  # [beams]
+        bounds = np.array([beam.max_length for beam in group])
+        tokens = token_ids[slots]
+        totals = self._log_probs[slots] + log_probs[slots]
+        possible = totals > -np.inf
+        self._append(slots, tokens, totals)
+        ended = ~possible | (tokens == self._eos_id) | (self._lengths[slots] == bounds)
+        for index in np.nonzero(ended)[0].tolist():
+            beam, slot = group[index], int(slots[index])
+            beam.ended = True
+            if not possible[index]:
+                continue
+            output = self.tokens(slot)
+            if tokens[index] == self._eos_id:
+                beam.finish(output[:-1], float(totals[index]), FinishReason.STOP)
+            else:
+                beam.finish(output, float(totals[index]), FinishReason.LENGTH)
+
+    def _advance_beams(
+        self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray
+    ) -> list[SlotCopy]:
+        """Extend beams of one size; `log_probs` and `token_ids` are `[rows, 2 * size]`."""
+        slots = np.array([beam.slots for beam in group])  # [beams, size]
+        lengths = self._lengths[slots[:, 0]]  # [beams]: the best hypothesis is a live one
+        selection = self._select(group, slots, log_probs, token_ids)
+        new_slots, is_copy = _placed(slots, selection)
+        old_slots = np.take_along_axis(slots, selection.parents, axis=1)
+        histories = self._histories_to_copy(lengths, old_slots, new_slots, is_copy)
+        alive = selection.alive
+        self._lengths[new_slots] = lengths[:, None]
+        self._append(new_slots[alive], selection.tokens[alive], selection.log_probs[alive])
+        self._clear(new_slots[~alive])
+        for beam, placed in zip(group, new_slots.tolist(), strict=True):
+            beam.slots = tuple(placed)
+        self._end(group, lengths + 1, alive)
+        return [copy for beam, copy in histories if not group[beam].done]
+
+    def _select(
+        self, group: Sequence[Beam], slots: _Slots, log_probs: FloatArray, token_ids: IntArray
+    ) -> _Selection:
+        """Rank the continuations, finish those that end among the best, and keep the best of the others."""
+        count, size = slots.shape
+        width = log_probs.shape[1]
+        # [beams, size, width], then [beams, size * width]
+        totals: NDArray[np.float64] = self._log_probs[slots][:, :, None] + log_probs[slots]
+        totals = totals.reshape(count, size * width)
+        # Stable: ties go to the earlier hypothesis, then to the earlier continuation.
+        order = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * size]
+        best: NDArray[np.float64] = np.take_along_axis(totals, order, axis=1)
+        tokens = np.take_along_axis(token_ids[slots].reshape(count, size * width), order, axis=1)
+        parents = order // width
+        possible, ends = best > -np.inf, tokens == self._eos_id
+        for beam, rank in np.argwhere(ends[:, :size] & possible[:, :size]).tolist():
+            output = self.tokens(int(slots[beam, parents[beam, rank]]))
+            group[beam].finish(output, float(best[beam, rank]), FinishReason.STOP)
+        goes_on = possible & ~ends
+        chosen = np.argsort(~goes_on, axis=1, kind="stable")[:, :size]
+        return _Selection(
+            alive=np.take_along_axis(goes_on, chosen, axis=1),
+            parents=np.take_along_axis(parents, chosen, axis=1),
+            tokens=np.take_along_axis(tokens, chosen, axis=1),
+            log_probs=np.take_along_axis(best, chosen, axis=1),
+        )
+
+    def _histories_to_copy(
+        self, lengths: IntArray, sources: _Slots, targets: _Slots, is_copy: NDArray[np.bool_]
+    ) -> list[tuple[int, SlotCopy]]:
+        """Copy the tokens of hypotheses that get another slot; the runner's copies, with their beams.
+
+        Hypotheses of one beam that begin alike descend from one hypothesis, whose history both slots hold.
+        """
+        beams, ranks = np.nonzero(is_copy)
+        if not len(beams):
+            return []
+        source, target, length = sources[beams, ranks], targets[beams, ranks], lengths[beams]
+        longest = int(length.max())
+        ours, theirs = self._tokens[source, :longest], self._tokens[target, :longest]  # [copies, longest]
+        differ = (ours != theirs) | (np.arange(longest) >= length[:, None])
+        shared = np.where(differ.any(axis=1), differ.argmax(axis=1), longest) if longest else length
+        # Position 0 is the start token's, which is not among the output tokens.
+        start = np.where(self._log_probs[target] > -np.inf, 1 + shared, 0)
+        self._tokens[target, :longest] = ours
+        copies = map(SlotCopy, source.tolist(), target.tolist(), start.tolist(), (length + 1).tolist())
+        return list(zip(beams.tolist(), copies, strict=True))
+
+    def _end(self, group: Sequence[Beam], lengths: IntArray, alive: NDArray[np.bool_]) -> None:
+        """Cut the hypotheses of beams that are as long as they may be, and stop beams without any."""
+        bounds = np.array([beam.max_length for beam in group])
+        for index in np.nonzero((lengths == bounds) | ~alive[:, 0])[0].tolist():
+            beam = group[index]
+            for slot in self.live(beam):
+                beam.finish(self.tokens(slot), float(self._log_probs[slot]), FinishReason.LENGTH)
+            beam.ended = True
+
+    def _append(self, slots: _Slots, tokens: IntArray, log_probs: NDArray[np.float64]) -> None:
+        self._tokens[slots, self._lengths[slots]] = tokens
+        self._lengths[slots] += 1
+        self._next[slots] = tokens
+        self._log_probs[slots] = log_probs
+
+    def _clear(self, slots: Sequence[int] | _Slots) -> None:
+        self._lengths[slots] = 0
+        self._next[slots] = 0
+        self._log_probs[slots] = -np.inf
+
+
+def _placed(slots: _Slots, selection: _Selection) -> tuple[_Slots, NDArray[np.bool_]]:
+    """Give every child a slot: the first of a parent keeps the parent's, the others take those of the dead.
 
     Returns:
-        The copies to make before the next step; no slot is both a source and a target.
+        The children's slots `[beams, size]`, all of the beam's among them, and which children have to be
+        copied there.
     """
-    groups: dict[int, list[Beam]] = {}
-    for beam in beams:
-        groups.setdefault(beam.size, []).append(beam)
-    copies: list[SlotCopy] = []
-    for size, group in groups.items():
-        ranked = _rank(group, log_probs[:, : 2 * size], token_ids[:, : 2 * size])
-        for beam, candidates in zip(group, ranked, strict=True):
-            copies += beam.extend(candidates, eos_id)
-    return copies
-
-
-def _rank(group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray) -> list[list[Candidate]]:
-    """The `2 * size` best candidates of each of a group of beams of one size, best first."""
-    count, size, width = len(group), group[0].size, log_probs.shape[1]
-    rows = np.zeros((count, size), dtype=np.int64)
-    so_far: NDArray[np.float64] = np.full((count, size), -np.inf)
-    for index, beam in enumerate(group):
-        rows[index, : len(beam.live)] = [live.slot for live in beam.live]
-        so_far[index, : len(beam.live)] = [live.log_prob for live in beam.live]
-    totals = (so_far[:, :, None] + log_probs[rows]).reshape(count, size * width)  # [beams, hypothesis * k]
-    # Stable: ties go to the earlier hypothesis, then to the earlier continuation.
-    order = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * size]
-    best = np.take_along_axis(totals, order, axis=1)
-    tokens = np.take_along_axis(token_ids[rows].reshape(count, size * width), order, axis=1)
-    parents = order // width
-    return [
-        [candidate for candidate in zip(*columns, strict=True) if candidate[2] > -np.inf]
-        for columns in zip(parents.tolist(), tokens.tolist(), best.tolist(), strict=True)
-    ]
+    size = slots.shape[1]
+    alive, parents = selection.alive, selection.parents
+    siblings = (parents[:, :, None] == parents[:, None, :]) & alive[:, None, :]  # [beams, child, other child]
+    elder = np.tril(np.ones((size, size), dtype=bool), -1)
+    stays = alive & ~(siblings & elder).any(axis=2)
+    kept = ((np.arange(size)[:, None] == parents[:, None, :]) & alive[:, None, :]).any(axis=2)
+    vacant = np.take_along_axis(slots, np.argsort(kept, axis=1, kind="stable"), axis=1)
+    turn = np.maximum(np.cumsum(~stays, axis=1) - 1, 0)
+    placed = np.where(
+        stays, np.take_along_axis(slots, parents, axis=1), np.take_along_axis(vacant, turn, axis=1)
+    )
+    return placed, alive & ~stays

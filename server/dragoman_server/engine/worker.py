@@ -12,7 +12,7 @@ import numpy as np
 from dragoman_server.engine.messages import Event, Failed, Finished, Progress, Request, Timing
 from dragoman_server.engine.runner import FloatArray, IntArray, Runner
 from dragoman_server.engine.scheduler import is_expired
-from dragoman_server.engine.search import Beam, advance
+from dragoman_server.engine.search import Beam, Search
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.slots import SlotPool
 from dragoman_server.engine.telemetry import EncodeRecord, StepRecord, Telemetry, finish_record
@@ -65,10 +65,10 @@ class Worker:
         self._queue = queue
         self._telemetry = telemetry
         self._number = number
-        self._bos_id = bos_id
-        self._eos_id = eos_id
         self._clock = clock
-        self._slots = SlotPool(runner.limits.max_rows)
+        limits = runner.limits
+        self._slots = SlotPool(limits.max_rows)
+        self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id)
         self._decoding: list[_Decoding] = []
 
     @property
@@ -93,7 +93,7 @@ class Worker:
             return
         try:
             log_probs, token_ids = self._run()
-            self._search(log_probs, token_ids)
+            self._extend(log_probs, token_ids)
         except Exception as error:
             _log.exception("a decode step of %d requests failed", len(self._decoding))
             for decoding in list(self._decoding):
@@ -129,41 +129,33 @@ class Worker:
         padding = len(batch) * max(lengths) - sum(lengths)
         self._telemetry.encoded(EncodeRecord(len(batch), sum(lengths), padding, ended - started))
         for request, held in zip(batch, slots, strict=True):
-            self._decoding.append(_Decoding(request, Beam(request, held), admitted, ended))
+            self._decoding.append(_Decoding(request, self._search.start(request, held), admitted, ended))
 
     def _run(self) -> tuple[FloatArray, IntArray]:
         """Step the rows; returns log-probabilities and ids of their continuations, `[rows, k]` each."""
         started = self._clock()
         self._compact()
         rows = self._slots.in_use
-        # Rows without a hypothesis run too, as token 0 at position 0; nobody reads what comes of them.
-        tokens = np.zeros(rows, dtype=np.int64)
-        lengths = np.zeros(rows, dtype=np.int64)
-        hypotheses = 0
-        for decoding in self._decoding:
-            beam = decoding.beam
-            for live in beam.live:
-                tokens[live.slot] = live.tokens[-1] if live.tokens else self._bos_id
-                lengths[live.slot] = beam.length
-            hypotheses += len(beam.live)
+        tokens, lengths = self._search.inputs(rows)
+        idle = self._search.idle(rows)
         widest = max(decoding.beam.size for decoding in self._decoding)
         top_k = min(2 * widest, self._runner.limits.vocabulary_size)
         result = self._runner.step(tokens, lengths, top_k)
-        self._telemetry.stepped(StepRecord(rows, rows - hypotheses, self._clock() - started))
+        self._telemetry.stepped(StepRecord(rows, idle, self._clock() - started))
         return result
 
     def _compact(self) -> None:
         """Move the last rows into the gaps: to copy a row once is cheaper than to run a gap once."""
         moves = self._slots.compact()
-        copies = [copy for decoding in self._decoding for copy in decoding.beam.relocate(moves)]
+        copies = self._search.relocate((decoding.beam for decoding in self._decoding), moves)
         if copies:
             self._runner.copy(copies)
 
-    def _search(self, log_probs: FloatArray, token_ids: IntArray) -> None:
+    def _extend(self, log_probs: FloatArray, token_ids: IntArray) -> None:
         """Extend the beams and bring the slots in line with them."""
         self._fail_without_numbers(log_probs)
         beams = [decoding.beam for decoding in self._decoding]
-        copies = advance(beams, log_probs, token_ids, self._eos_id)
+        copies = self._search.advance(beams, log_probs, token_ids)
         if copies:
             self._runner.copy(copies)
 
@@ -173,8 +165,10 @@ class Worker:
         if not broken:
             return
         for decoding in list(self._decoding):
-            if any(live.slot in broken for live in decoding.beam.live):
-                _log.error("the network answered NaN at output position %d", decoding.beam.length)
+            guilty = broken.intersection(self._search.live(decoding.beam))
+            if guilty:
+                position = len(self._search.tokens(guilty.pop()))
+                _log.error("the network answered NaN at output position %d", position)
                 self._leave(decoding, Failed(EngineError("the network answered NaN")))
 
     def _update(self) -> None:
@@ -187,13 +181,14 @@ class Worker:
                 self._report(decoding)
 
     def _report(self, decoding: _Decoding) -> None:
-        tokens = decoding.beam.settled
+        tokens = self._search.settled(decoding.beam)
         if len(tokens) > decoding.progress:
             decoding.progress = len(tokens)
             self._notify(decoding.request, Progress(tokens))
 
     def _leave(self, decoding: _Decoding, event: Finished | Failed) -> None:
         self._decoding.remove(decoding)
+        self._search.release(decoding.beam)
         self._slots.release(decoding.beam.slots)
         self._answer(decoding.request, event)
 
