@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dragoman_export.graphs import DecodeStepGraph
 from dragoman_model.reference import forced_log_probs
 from dragoman_model.transformer import Transformer
 
@@ -40,19 +41,14 @@ def input_peaks(
     return peaks
 
 
-def by_bias(graph: nn.Module, peaks: Mapping[nn.Linear, float]) -> dict[str, float]:
-    """The peaks of a graph's linear layers by the names of their biases, as the ONNX file has them.
-
-    Args:
-        graph: One of `graphs`; its output layer's bias is the graph's own.
-        peaks: By layer.
-    """
-    names = {
-        layer: name
-        for name, layer in graph.named_modules(remove_duplicate=False)
-        if isinstance(layer, nn.Linear)
+def by_bias(graph: DecodeStepGraph, peaks: Mapping[nn.Linear, float]) -> dict[str, float]:
+    """The peaks of a graph's linear layers by the names of their biases, as the ONNX file has them."""
+    named = {
+        f"{name}.bias": peaks[layer]
+        for name, layer in graph.named_modules()
+        if isinstance(layer, nn.Linear) and layer in peaks
     }
-    named = {f"{name}.bias": peaks[layer] for layer, name in names.items() if layer in peaks}
+    # The output layer's bias is the graph's own: it masks what must never follow.
     if "decoder.output.bias" in named:
         named["output_bias"] = named.pop("decoder.output.bias")
     return named

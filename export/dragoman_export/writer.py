@@ -24,7 +24,7 @@ from dragoman_export.description import (
     tokenizer_files,
 )
 from dragoman_export.gate import check, greedy
-from dragoman_export.graphs import DecodeStepGraph, EncoderGraph
+from dragoman_export.graphs import DecodeStepGraph
 from dragoman_export.int8 import quantise
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
@@ -68,20 +68,14 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     files = _tokenizers(loaded)
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
-    graphs = _FloatGraphs.of(loaded.model)
+    floats = _FloatGraphs.of(loaded.model)
     with _staging(out) as folder:
         for precision in (known for known in get_args(Precision) if known in options.precision):
-            for candidate in _candidates(graphs, precision, sources, options.int8_scales):
-                attempt = {**files, **candidate.files}
-                named = {**precisions, precision: candidate.names}
-                manifest = describe(loaded, name, out.name, attempt, named, scores, options)
-                _write(folder, {**attempt, MANIFEST_FILE: manifest.to_json()})
-                gate = _gate(loaded.model, Bundle.open(folder), precision, sources.gate)
-                if gate.passed:
-                    break
-            else:
-                raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
-            files, precisions, gates[precision] = attempt, named, gate
+            names, contents = _graphs(floats, precision, sources, options.int8_scales)
+            files, precisions[precision] = {**files, **contents}, names
+            manifest = describe(loaded, name, out.name, files, precisions, scores, options)
+            _write(folder, {**files, MANIFEST_FILE: manifest.to_json()})
+            gates[precision] = _gate(loaded.model, Bundle.open(folder), precision, sources.gate)
         manifest = dataclasses.replace(manifest, gates=gates)
         card = {MODEL_CARD_FILE: model_card(manifest).encode()}
         manifest = dataclasses.replace(manifest, files={**manifest.files, **records(card)})
@@ -122,50 +116,47 @@ class _FloatGraphs:
         return cls(model, encoder, decode_step_onnx(model, _MASKED))
 
     def quantised(self, peaks: Mapping[nn.Linear, float]) -> tuple[bytes, bytes]:
-        """Both as integers; layers with a known peak get static scales."""
-        encoder, decode_step = EncoderGraph(self.model), DecodeStepGraph(self.model, _MASKED)
-        return (
-            quantise(self.encoder, by_bias(encoder, peaks)),
-            quantise(self.decode_step, by_bias(decode_step, peaks)),
-        )
+        """Both as integers; the decode step's layers with a known peak get static scales.
+
+        The encoder's scales are always row-wise: it runs once a sentence, over so many rows that nodes cost
+        little, and static scales there lose more than in all of the decoder.
+        """
+        named = by_bias(DecodeStepGraph(self.model, _MASKED), peaks)
+        return quantise(self.encoder), quantise(self.decode_step, named)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Candidate:
-    """Graphs that may become a precision of the bundle."""
-
-    names: Graphs
-    files: Mapping[str, bytes]
-
-    @classmethod
-    def of(cls, names: Graphs, encoder: bytes, decode_step: bytes) -> _Candidate:
-        return cls(names, {names.encoder: encoder, names.decode_step: decode_step})
-
-
-def _candidates(
-    graphs: _FloatGraphs, precision: Precision, sources: Sources, scales: Int8Scales | None
-) -> Iterator[_Candidate]:
-    """What may become of `precision`, the fastest first."""
+def _graphs(
+    floats: _FloatGraphs, precision: Precision, sources: Sources, scales: Int8Scales
+) -> tuple[Graphs, dict[str, bytes]]:
+    """What a precision's graphs are called, and their content by name."""
     if precision == "fp32":
-        yield _Candidate.of(graph_files(precision), graphs.encoder, graphs.decode_step)
-        return
-    if scales != "row-wise" and sources.scales:
-        _LOGGER.info("rounding to int8 with static scales, from %d sentences", len(sources.scales))
-        # The last output is never fed: nothing follows an end-of-sentence.
-        pairs = [(source, greedy(graphs.model, source, SPECIAL_IDS.eos)[:-1]) for source in sources.scales]
-        peaks = input_peaks(graphs.model, pairs)
-        yield _Candidate.of(graph_files(precision, "static"), *graphs.quantised(peaks))
-    if scales != "static":
-        _LOGGER.info("rounding to int8 with row-wise scales")
-        yield _Candidate.of(graph_files(precision, "row-wise"), *graphs.quantised({}))
+        names, encoder, decode_step = graph_files(precision), floats.encoder, floats.decode_step
+    else:
+        _LOGGER.info("rounding to int8, with %s scales", scales)
+        names = graph_files(precision, scales)
+        peaks = _peaks(floats.model, sources) if scales == "static" else {}
+        encoder, decode_step = floats.quantised(peaks)
+    return names, {names.encoder: encoder, names.decode_step: decode_step}
+
+
+def _peaks(model: Transformer, sources: Sources) -> dict[nn.Linear, float]:
+    """The largest inputs of the layers along torch's greedy translations."""
+    # The last output is never fed: nothing follows an end-of-sentence.
+    pairs = [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources.scales]
+    return input_peaks(model, pairs)
 
 
 def _gate(model: Transformer, bundle: Bundle, precision: Precision, sources: Sequence[Sequence[int]]) -> Gate:
+    """The precision's gate.
+
+    Raises:
+        ExportError: it has not passed.
+    """
     _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
     runner = OnnxRunner(load_ungated(bundle, precision, threads=1), max_rows=len(sources))
     gate = check(model, runner, sources, SPECIAL_IDS, precision)
     if not gate.passed:
-        _LOGGER.info("that %s", _finding(gate))
+        raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
     return gate
 
 

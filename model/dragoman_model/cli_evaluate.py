@@ -30,6 +30,7 @@ def evaluate(
     reference: Path,
     checkpoint: Path | None = None,
     bundle: Path | None = None,
+    precision: str = "fp32",
     endpoint: str | None = None,
     options: Annotated[DecodingOptions, Parameter(name="*")] = DecodingOptions(),  # noqa: B008  # frozen
     moses: str | None = None,
@@ -44,6 +45,7 @@ def evaluate(
         reference: Their translations, one a line.
         checkpoint: Translate with this checkpoint, in torch.
         bundle: Translate with this bundle, in this process.
+        precision: Which of the bundle's.
         endpoint: Translate with the server at HOST:PORT.
         options: How to search.
         moses: A language such as de: lower-case, punctuation-normalise and Moses-tokenise the output, and
@@ -57,7 +59,7 @@ def evaluate(
         raise ValueError(
             f"{source} has {len(texts)} lines, {reference} has {len(references)}: they must align"
         )
-    with _translator(checkpoint, bundle, endpoint, options) as translate:
+    with _translator(checkpoint, bundle, precision, endpoint, options) as translate:
         outputs = [text for group in _progress(texts) for text in translate(group)]
     if output is not None:
         output.write_text("".join(line.replace("\n", " ") + "\n" for line in outputs), encoding="utf-8")
@@ -74,14 +76,18 @@ def _progress(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 @contextmanager
 def _translator(
-    checkpoint: Path | None, bundle: Path | None, endpoint: str | None, options: DecodingOptions
+    checkpoint: Path | None,
+    bundle: Path | None,
+    precision: str,
+    endpoint: str | None,
+    options: DecodingOptions,
 ) -> Iterator[Translate]:
     if [checkpoint, bundle, endpoint].count(None) != 2:
         raise ValueError("give exactly one of --checkpoint, --bundle and --endpoint")
     if checkpoint is not None:
         yield _from_checkpoint(checkpoint, options)
     elif bundle is not None:
-        with _from_bundle(bundle, options) as translate:
+        with _from_bundle(bundle, precision, options) as translate:
             yield translate
     elif endpoint is not None:
         with _from_endpoint(endpoint, options) as translate:
@@ -96,12 +102,13 @@ def _from_checkpoint(folder: Path, options: DecodingOptions) -> Translate:
 
 
 @contextmanager
-def _from_bundle(folder: Path, options: DecodingOptions) -> Iterator[Translate]:
+def _from_bundle(folder: Path, precision: str, options: DecodingOptions) -> Iterator[Translate]:
     from dragoman_server.config import ServerConfig
     from dragoman_server.loading import load
     from dragoman_server.metrics import ServerMetrics
 
-    loaded = load(folder, ServerConfig(models=folder, max_beam_size=options.beam_size), ServerMetrics())
+    config = ServerConfig(models=folder, precision=precision, max_beam_size=options.beam_size)
+    loaded = load(folder, config, ServerMetrics())
     [language, *_] = loaded.served.description.source_languages
 
     def translate(texts: Sequence[str]) -> list[str]:

@@ -126,7 +126,8 @@ class Graphs:
     encoder: str
     decode_step: str
     activation_scales: Literal["none", "row-wise", "static"] = "none"
-    """How activations become integers: not at all, with a scale for each row, or with fixed ones."""
+    """How the decode step's activations become integers: not at all, with a scale for each row, or with
+    fixed ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,25 +114,19 @@ def test_a_weight_is_off_by_half_a_step_at_most(rows: int, columns: int, size: f
     assert (np.abs(integers * scales - weight) <= 0.5001 * scales).all()
 
 
-def test_scales_that_fail_the_gate_give_way_to_others(
+def test_scales_too_small_for_the_text_fail_the_gate(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text").write_text("the old dog sees a cat\n")
-    options = ExportOptions(precision=("int8",), calibration=tmp_path / "text")
-    static = export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
-    assert static.manifest.precisions["int8"].activation_scales == "static"
-    # Inputs that were seen to be small saturate, and what the network says is far from torch's.
-    monkeypatch.setattr(writer, "input_peaks", lambda model, pairs: too_small(input_peaks(model, pairs)))
-    bundle = export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "2", options)
-    assert bundle.manifest.precisions["int8"].activation_scales == "row-wise"
+    options = ExportOptions(precision=("int8",), calibration=tmp_path / "text", int8_scales="static")
+
+    def too_small(*arguments: Any) -> dict[nn.Linear, float]:
+        return {layer: peak / 50.0 for layer, peak in input_peaks(*arguments).items()}
+
+    monkeypatch.setattr(writer, "input_peaks", too_small)
     with pytest.raises(ExportError, match="int8 export does not say"):
-        export_checkpoint(
-            make_checkpoint(), tmp_path / "tiny" / "3", dataclasses.replace(options, int8_scales="static")
-        )
-
-
-def too_small(peaks: dict[nn.Linear, float]) -> dict[nn.Linear, float]:
-    return {layer: peak / 50.0 for layer, peak in peaks.items()}
+        export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
+    assert not (tmp_path / "tiny" / "1").exists()
 
 
 def test_static_scales_ask_for_text() -> None:
