@@ -1,36 +1,67 @@
-"""The largest inputs of linear layers, as translating shows them: what static int8 scales are made of."""
+"""How large activations become when a model translates: what fixed int8 scales are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dragoman_export.graphs import DecodeStepGraph
 from dragoman_model.reference import forced_log_probs
-from dragoman_model.transformer import Transformer
+from dragoman_model.transformer import DecoderLayer, Transformer
 
-__all__ = ["by_bias", "input_peaks"]
+__all__ = ["Pairs", "by_bias", "input_peaks", "state_peaks"]
+
+Pairs = Iterable[tuple[Sequence[int], Sequence[int]]]
+"""Source ids, end symbol included, and target ids without start symbol."""
+
+_Note = Callable[[nn.Linear, Tensor, Tensor], None]
 
 
-def input_peaks(
-    model: Transformer, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
-) -> dict[nn.Linear, float]:
-    """The largest absolute input of every linear layer while `model` reads `pairs` (teacher forcing).
-
-    Args:
-        model: In evaluation mode.
-        pairs: Source ids, end symbol included, and target ids without start symbol.
-    """
+def input_peaks(model: Transformer, pairs: Pairs) -> dict[nn.Linear, float]:
+    """The largest absolute input of every linear layer while `model`, in evaluation mode, reads `pairs`."""
     peaks: dict[nn.Linear, float] = {}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        assert isinstance(layer, nn.Linear)
-        peaks[layer] = max(peaks.get(layer, 0.0), inputs[0].abs().max().item())
+    def note(layer: nn.Linear, x: Tensor, _: Tensor) -> None:
+        peaks[layer] = max(peaks.get(layer, 0.0), x.abs().max().item())
 
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    _watch(model, [layer for layer in model.modules() if isinstance(layer, nn.Linear)], pairs, note)
+    return peaks
+
+
+def state_peaks(model: Transformer, pairs: Pairs) -> dict[str, Tensor]:
+    """The largest absolute keys and values while `model`, in evaluation mode, reads `pairs`.
+
+    Returns:
+        By the names of `state_tensors`, for every channel: `[heads, head_dim]`.
+    """
+    peaks: dict[str, Tensor] = {}
+    makers: dict[nn.Linear, list[str]] = {}
+    """The layers whose outputs end in keys and values."""
+    for i, layer in enumerate(cast(Iterable[DecoderLayer], model.decoder.layers)):
+        makers[layer.self_attention.query_key_value] = [f"self_key_{i}", f"self_value_{i}"]
+        makers[layer.cross_attention.key_value] = [f"cross_key_{i}", f"cross_value_{i}"]
+
+    def note(layer: nn.Linear, _: Tensor, y: Tensor) -> None:
+        width = model.config.d_model
+        largest = y.abs().flatten(0, -2).amax(0)[-2 * width :].view(2, width)
+        for name, part in zip(makers[layer], largest, strict=True):
+            seen = part.view(model.config.num_heads, model.config.head_dim)
+            peaks[name] = torch.maximum(peaks.get(name, seen), seen)
+
+    _watch(model, list(makers), pairs, note)
+    return peaks
+
+
+def _watch(model: Transformer, layers: Sequence[nn.Linear], pairs: Pairs, note: _Note) -> None:
+    """Have `model` read `pairs` (teacher forcing); tell `note` what goes into and comes out of `layers`."""
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        note(cast(nn.Linear, layer), inputs[0], output)
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         with torch.inference_mode():
             for source, target in pairs:
@@ -38,7 +69,6 @@ def input_peaks(
     finally:
         for handle in handles:
             handle.remove()
-    return peaks
 
 
 def by_bias(graph: DecodeStepGraph, peaks: Mapping[nn.Linear, float]) -> dict[str, float]:

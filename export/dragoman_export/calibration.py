@@ -1,4 +1,4 @@
-"""The sentences on which an export is checked, and those from which static int8 scales are taken."""
+"""The sentences on which an export is checked, and those that show how large activations become."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Sources:
     gate: list[list[int]]
     """To be translated alike by torch and by the graphs."""
     scales: list[list[int]]
-    """To show how large activations become: others than the gate's, where there are enough; none without
-    text."""
+    """To show how large activations become: others than the gate's, where there are enough."""
 
 
 def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
@@ -37,7 +36,11 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
     """
     longest = min(_LONGEST, checkpoint.config.max_positions) - 1
     if file is None:
-        return Sources(_random_sources(checkpoint.config.source_vocabulary_size, longest), [])
+        vocabulary_size = checkpoint.config.source_vocabulary_size
+        return Sources(
+            _random_sources(vocabulary_size, longest, _SENTENCES, _SEED),
+            _random_sources(vocabulary_size, longest, _SCALE_SENTENCES, _SEED + 1),
+        )
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -49,7 +52,7 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
     return Sources(sources[:_SENTENCES], sources[_SENTENCES:] or sources)
 
 
-def _random_sources(vocabulary_size: int, longest: int) -> list[list[int]]:
-    generator = random.Random(_SEED)  # noqa: S311 - nothing secret
-    lengths = [1 + i * (longest - 1) // (_SENTENCES - 1) for i in range(_SENTENCES)]
+def _random_sources(vocabulary_size: int, longest: int, count: int, seed: int) -> list[list[int]]:
+    generator = random.Random(seed)  # noqa: S311 - nothing secret
+    lengths = [1 + i * (longest - 1) // (count - 1) for i in range(count)]
     return [[*generator.choices(range(EOS_ID + 1, vocabulary_size), k=length), EOS_ID] for length in lengths]

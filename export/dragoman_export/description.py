@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from dragoman_export.graphs import state_tensors
 from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.config import ModelConfig
@@ -24,6 +23,7 @@ from dragoman_server.manifest import (
     SpecialIds,
     Tokenizers,
 )
+from dragoman_server.state_tensor import StateTensor
 from dragoman_server.strict_json import parse_json
 from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
@@ -54,7 +54,6 @@ def describe(
         limits=Limits(max_source_tokens=config.max_positions, max_target_tokens=config.max_positions),
         tokenizers=tokenizer_files(checkpoint),
         precisions=precisions,
-        state=state_tensors(checkpoint.model),
         gates={},
         scores=scores,
         provenance=_stated(options.provenance, metadata.get("provenance")),
@@ -64,9 +63,11 @@ def describe(
     )
 
 
-def graph_files(precision: Precision, scales: Int8Scales | Literal["none"] = "none") -> Graphs:
-    """What a precision's two graphs are called."""
-    return Graphs(f"encoder.{precision}.onnx", f"decode_step.{precision}.onnx", scales)
+def graph_files(
+    precision: Precision, state: tuple[StateTensor, ...], scales: Int8Scales | Literal["none"] = "none"
+) -> Graphs:
+    """What a precision's two graphs are called, and what they keep."""
+    return Graphs(f"encoder.{precision}.onnx", f"decode_step.{precision}.onnx", state, scales)
 
 
 def tokenizer_files(checkpoint: Checkpoint) -> Tokenizers:

@@ -29,10 +29,14 @@ from dragoman_model.attention import CrossAttention
 from dragoman_model.transformer import DecoderLayer, Embedding, EncoderLayer, Transformer
 from dragoman_server.state_tensor import StateTensor
 
-__all__ = ["MASKED_LOGIT", "DecodeStepGraph", "EncoderGraph", "state_tensors"]
+__all__ = ["MASKED_LOGIT", "DecodeStepGraph", "EncoderGraph", "search_block", "state_tensors"]
 
 MASKED_LOGIT = -1e9
 """Added to the logits of padding and start symbol, which are never a translation's next token."""
+
+_LARGE_VOCABULARY = 4096
+_BLOCKS = sorted(range(32, 129), key=lambda block: (block % 8 > 0, abs(block - 64)))
+"""Sizes that suit `best`, the best ones first."""
 
 
 def state_tensors(model: Transformer) -> tuple[StateTensor, ...]:
@@ -99,6 +103,7 @@ class DecodeStepGraph(nn.Module):
         bias[list(masked_ids)] = MASKED_LOGIT
         self.output_bias: Tensor
         self.register_buffer("output_bias", bias)
+        self.block = search_block(model.config.target_vocabulary_size)
 
     def forward(
         self,
@@ -130,8 +135,15 @@ class DecodeStepGraph(nn.Module):
         x = self.decoder.final_norm(x)
         # The tied table stays one matrix in the file: looked up above, multiplied transposed here.
         logits = F.linear(x, self.decoder.output.weight, self.output_bias)  # [rows, vocabulary]
-        log_prob, token_id = best(logits.log_softmax(dim=-1), top_k)
+        log_prob, token_id = best(logits.log_softmax(dim=-1), top_k, self.block)
         return log_prob, token_id, presents
+
+
+def search_block(vocabulary_size: int) -> int:
+    """The block in which `best` is to search a vocabulary; 0 where that is not worth its nodes."""
+    if vocabulary_size < _LARGE_VOCABULARY:
+        return 0
+    return next((block for block in _BLOCKS if vocabulary_size % block == 0), 0)
 
 
 def _embed(embedding: Embedding, token: Tensor, position: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """A float graph to one whose linear layers multiply integers, on the CPU.
 
-Activations become integers by one of two kinds of scale. Row-wise: every row gets a scale of its own when it
-is multiplied, which suits any model and costs seven nodes a layer. Static: every layer's scale is fixed by
-the largest input it was seen to have, which costs one node and saturates what is larger. Either way weights
-have a scale for each column, and what a row becomes does not depend on the rows beside it; sums of integers
-do not depend on their order. The runtime's kernel wants unsigned activations and signed weights
-(`MatMulIntegerToFloat`). Norms, softmax, attention and the residual sums stay in float32.
+Activations become integers by one of two kinds of scale. Row-wise: every row gets a scale of its own, from
+its largest entry, when it is multiplied, which suits any model and costs seven nodes a layer. Static: every
+layer's scale is fixed by the largest input it was seen to have, which costs one node and saturates what is
+larger. Either way weights have a scale for each column, and what a row becomes does not depend on the rows
+beside it; sums of integers do not depend on their order. The runtime's kernel wants unsigned activations and
+signed weights (`MatMulIntegerToFloat`). Norms, softmax and the residual sums stay in float32.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from dragoman_export.graphs import MASKED_LOGIT
+
 __all__ = ["quantise", "quantise_weight"]
 
 _CONTRIB = "com.microsoft"
 _LEVELS = 127.0
 _ZERO_POINT = 128
 _UNSIGNED_LEVELS = 255.0  # of inputs that are never negative, whose zero point is 0
-_TINY = 1e-8  # a row of zeros has a scale too
+_TINY = 1e-8  # a column of zeros has a scale too
+_MASKED_PRODUCT = -1e30  # still far below every logit when it is multiplied by a row's largest entry
 _TABLES_LEFT = "positions"
 
 
@@ -40,22 +43,20 @@ def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-def quantise(model: bytes, peaks: Mapping[str, float] | None = None) -> bytes:
-    """The int8 form of a float32 graph as `to_onnx` writes it.
+def quantise(model: onnx.ModelProto, peaks: Mapping[str, float] | None = None) -> None:
+    """Make a float32 graph as `to_onnx` writes it an int8 one.
 
     Linear layers (a product with a constant matrix) become integer products; embedding tables are kept as
-    integers too, the very ones of the output layer where it is tied to them.
+    integers too.
 
     Args:
-        model: The graph.
+        model: The graph, changed in place.
         peaks: Of linear layers, by the name of their bias, the largest absolute input: these get static
             scales, the others row-wise ones.
     """
-    proto = onnx.load_model_from_string(model)
-    _Rewriter(proto.graph, peaks or {}).rewrite()
-    if all(entry.domain != _CONTRIB for entry in proto.opset_import):
-        proto.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
-    return proto.SerializeToString(deterministic=True)
+    _Rewriter(model.graph, peaks or {}).rewrite()
+    if all(entry.domain != _CONTRIB for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,17 @@ class _Linear:
     output: str
     peak: float | None
     """The largest absolute input, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """An activation in integers: about `(values - zero_point) * step * row_scales`. All are names."""
+
+    values: str
+    step: str
+    zero_point: str
+    row_scales: str = ""
+    """`[..., 1]`; empty where `step` is all of the scale."""
 
 
 class _Rewriter:
@@ -94,9 +106,10 @@ class _Rewriter:
         """What such a Relu makes, and of what."""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, NDArray[np.generic]] = {}
-        self._quantised: dict[tuple[str, float | None], tuple[str, str]] = {}
-        """Activations that are integers already: name and peak to integers and scale."""
+        self._integers: dict[tuple[str, float | None], _Integers] = {}
+        """Activations that are integers already, by their name and static peak."""
         self._weights: dict[tuple[str, bool], tuple[str, str]] = {}
+        self._row_zero_points = ""
 
     def rewrite(self) -> None:
         """Replace what can be, and drop the float weights that nothing reads any more."""
@@ -140,84 +153,92 @@ class _Rewriter:
 
     def _is_absorbed_relu(self, node: onnx.NodeProto) -> bool:
         """Whether all readers round its output to unsigned integers: what is negative becomes 0 anyway."""
-        if node.op_type != "Relu":
-            return False
-        readers = [self._linear(reader) for reader in self._readers[node.output[0]]]
-        return all(linear is not None and linear.peak is not None for linear in readers)
+        return node.op_type == "Relu" and all(
+            self._linear(reader) is not None for reader in self._readers[node.output[0]]
+        )
 
     def _is_embedding(self, name: str) -> bool:
         table = self._floats.get(name)
         return table is not None and table.ndim == 2 and not name.endswith(_TABLES_LEFT)
 
     def _multiply(self, linear: _Linear) -> None:
-        integers, scales = self._weight(linear.weight, linear.transposed)
-        if linear.peak is not None:
-            activations, step, zero_point = self._fixed(linear.input, linear.peak)
-            inputs = [activations, integers, step, scales, zero_point, "", linear.bias]
-            self._node("MatMulIntegerToFloat", inputs, linear.output, domain=_CONTRIB)
-            return
-        activations, row_scale = self._rows(linear.input)
-        one = self._constant("one", np.float32(1.0))
-        inputs = [activations, integers, one, scales, self._zero_point()]
-        product = self._node("MatMulIntegerToFloat", inputs, domain=_CONTRIB)
-        if linear.bias:
-            self._node("Add", [self._node("Mul", [product, row_scale]), linear.bias], linear.output)
+        weights, scales = self._weight(linear.weight, linear.transposed)
+        width = self._constants[weights].shape[0]
+        x = self._activations(linear.input, width, linear.peak)
+        inputs = [x.values, weights, x.step, scales, x.zero_point, ""]
+        if not x.row_scales:
+            self._product([*inputs, linear.bias], linear.output)
+        elif not linear.bias or self._is_mask(linear.bias):
+            mask = self._mask(linear.bias) if linear.bias else ""
+            self._node("Mul", [self._product([*inputs, mask]), x.row_scales], linear.output)
         else:
-            self._node("Mul", [product, row_scale], linear.output)
+            scaled = self._node("Mul", [self._product(inputs), x.row_scales])
+            self._node("Add", [scaled, linear.bias], linear.output)
 
-    def _fixed(self, name: str, peak: float) -> tuple[str, str, str]:
-        """Integers of an activation, their scale and their zero point; made once for all who multiply it."""
-        rectified = name in self._rectified
-        levels = _UNSIGNED_LEVELS if rectified else _LEVELS
-        zero_point = self._constant("none", np.uint8(0)) if rectified else self._zero_point()
-        if (name, peak) not in self._quantised:
-            step = self._constant(f"{name}.step", np.float32(max(peak / levels, _TINY)))
-            inputs = [self._rectified.get(name, name), step, zero_point]
-            self._quantised[name, peak] = self._node("QuantizeLinear", inputs), step
-        return *self._quantised[name, peak], zero_point
+    def _product(self, inputs: Sequence[str], output: str = "") -> str:
+        return self._node("MatMulIntegerToFloat", inputs, output, domain=_CONTRIB)
 
-    def _rows(self, name: str) -> tuple[str, str]:
-        """Integers of an activation, and the scale of each of its rows; made once for all who multiply it."""
-        if (name, None) not in self._quantised:
-            last = self._constant("last_axis", np.array([-1], np.int64))
-            peak = self._node("ReduceMax", [self._node("Abs", [name]), last], keepdims=1)
-            step = self._node("Mul", [peak, self._constant("step", np.float32(1.0 / _LEVELS))])
-            scale = self._node("Max", [step, self._constant("tiny", np.float32(_TINY))])
-            one = self._constant("one", np.float32(1.0))
-            scaled = self._node("Div", [name, scale])
-            integers = self._node("QuantizeLinear", [scaled, one, self._zero_point()])
-            self._quantised[name, None] = integers, scale
-        return self._quantised[name, None]
+    def _is_mask(self, bias: str) -> bool:
+        """Whether it only forbids outputs: then it may be added before a row is scaled."""
+        return bool(np.isin(self._floats[bias], (0.0, MASKED_LOGIT)).all())
 
-    def _zero_point(self) -> str:
-        return self._constant("zero", np.uint8(_ZERO_POINT))
+    def _mask(self, bias: str) -> str:
+        masked = np.where(self._floats[bias] < 0.0, _MASKED_PRODUCT, 0.0).astype(np.float32)
+        return self._constant(f"{bias}.mask", masked)
+
+    def _activations(self, name: str, width: int, peak: float | None) -> _Integers:
+        """Integers of an activation `[..., width]`, made once for all who multiply it."""
+        if (name, peak) not in self._integers:
+            rectified = name in self._rectified
+            source = self._rectified.get(name, name)
+            levels = _UNSIGNED_LEVELS if rectified else _LEVELS
+            zero_point = self._constant(
+                "none" if rectified else "zero", np.uint8(0 if rectified else _ZERO_POINT)
+            )
+            if peak is None:
+                inverse = self._constant(f"inverse.{levels:g}", np.float32(1.0 / levels))
+                # A row of zeros divided by 0 is not a number, but some integer, and times 0 again.
+                scales = self._node("Mul", [self._largest(source, rectified), inverse])
+                zero_points = [] if rectified else [self._zero_points(scales)]
+                inputs = [source, scales, *zero_points]
+                # One block of the whole width: a scale for each row.
+                values = self._node("QuantizeLinear", inputs, axis=-1, block_size=width)
+                step = self._constant("one", np.float32(1.0))
+            else:
+                scales = ""
+                step = self._constant(f"{name}.step", np.float32(max(peak / levels, _TINY)))
+                values = self._node("QuantizeLinear", [source, step, zero_point])
+            self._integers[name, peak] = _Integers(values, step, zero_point, scales)
+        return self._integers[name, peak]
+
+    def _zero_points(self, scales: str) -> str:
+        """A zero point for each row, which `scales` has the shape of; all layers see the same rows."""
+        if not self._row_zero_points:
+            zero_point = self._constant("zero", np.uint8(_ZERO_POINT))
+            self._row_zero_points = self._node("Expand", [zero_point, self._node("Shape", [scales])])
+        return self._row_zero_points
+
+    def _largest(self, name: str, rectified: bool) -> str:
+        """The largest absolute entry of each row, or, where negative ones become 0, the largest or 0."""
+        last = self._constant("last_axis", np.array([-1], np.int64))
+        if not rectified:
+            return self._node("ReduceMax", [self._node("Abs", [name]), last], keepdims=1)
+        largest = self._node("ReduceMax", [name, last], keepdims=1)
+        return self._node("Max", [largest, self._constant("nothing", np.float32(0.0))])
 
     def _embedding(self, node: onnx.NodeProto) -> None:
-        """Look integers up, columns of the output layer's where that is the same table, and scale them."""
+        """Look integers up, and scale them.
+
+        Where the table is the output layer's too there are two copies of it: the runtime packs the one that
+        is multiplied in its own way, and rows are read faster than columns.
+        """
         table, ids = node.input[0], node.input[1]
-        tied = any(self._multiplies(other, table) for other in self._graph.node)
-        integers, scales = self._weight(table, transposed=True)
-        if tied:  # [d_model, vocabulary], as the product wants it
-            looked_up = self._node("Gather", [integers, ids], axis=1)  # [d_model, *ids]
-            rank = self._rank(ids)
-            looked_up = self._node("Transpose", [looked_up], perm=[*range(1, rank + 1), 0])
-        else:  # [vocabulary, d_model]
-            rows = f"{integers}.rows"
-            self._constants[rows] = self._constants.pop(integers).T
-            looked_up = self._node("Gather", [rows, ids], axis=0)
-        scale = self._node("Gather", [scales, ids], axis=0)
+        columns, scales = self._weight(table, transposed=True)  # [d_model, vocabulary]
+        rows = self._constant(f"{table}.rows", self._constants[columns].T)
         last = self._constant("last_axis", np.array([-1], np.int64))
-        floats = self._node("Cast", [looked_up], to=onnx.TensorProto.FLOAT)
-        self._node("Mul", [floats, self._node("Unsqueeze", [scale, last])], node.output[0])
-
-    @staticmethod
-    def _multiplies(node: onnx.NodeProto, weight: str) -> bool:
-        return node.op_type in ("MatMul", "Gemm") and node.input[1] == weight
-
-    def _rank(self, name: str) -> int:
-        """Of an id tensor: the graph's input, or that input squeezed to one axis."""
-        shapes = {value.name: len(value.type.tensor_type.shape.dim) for value in self._graph.input}
-        return shapes.get(name, 1)
+        floats = self._node("Cast", [self._node("Gather", [rows, ids])], to=onnx.TensorProto.FLOAT)
+        scale = self._node("Unsqueeze", [self._node("Gather", [scales, ids]), last])
+        self._node("Mul", [floats, scale], node.output[0])
 
     def _weight(self, name: str, transposed: bool) -> tuple[str, str]:
         """The names of a weight's integers `[in, out]` and scales `[out]`."""

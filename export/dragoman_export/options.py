@@ -31,7 +31,7 @@ class ExportOptions:
     name: str | None = None
     """The model's name; by default that of the directory above the version."""
     calibration: Path | None = None
-    """Text, one sentence a line, on which the export is checked, and from which static int8 scales are taken;
+    """Text, one sentence a line, on which the export is checked, and which shows how large int8 has to count;
     by default random tokens."""
     int8_scales: Int8Scales = "row-wise"
     """How the decode step's activations become integers. Static scales, taken from the calibration text, are

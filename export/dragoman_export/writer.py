@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from torch import nn
+import onnx
+from torch import Tensor, nn
 
-from dragoman_export.activation_peaks import by_bias, input_peaks
+from dragoman_export.activation_peaks import by_bias, input_peaks, state_peaks
 from dragoman_export.calibration import Sources, calibration_sources
 from dragoman_export.description import (
     SPECIAL_IDS,
@@ -24,8 +25,9 @@ from dragoman_export.description import (
     tokenizer_files,
 )
 from dragoman_export.gate import check, greedy
-from dragoman_export.graphs import DecodeStepGraph
+from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.int8 import quantise
+from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
@@ -115,35 +117,55 @@ class _FloatGraphs:
         _LOGGER.info("exporting the decode step")
         return cls(model, encoder, decode_step_onnx(model, _MASKED))
 
-    def quantised(self, peaks: Mapping[nn.Linear, float]) -> tuple[bytes, bytes]:
-        """Both as integers; the decode step's layers with a known peak get static scales.
+    def quantised(
+        self, inputs: Mapping[nn.Linear, float], state: Mapping[str, Tensor]
+    ) -> tuple[bytes, bytes]:
+        """Both as integers, given how large activations become.
 
         The encoder's scales are always row-wise: it runs once a sentence, over so many rows that nodes cost
         little, and static scales there lose more than in all of the decoder.
+
+        Args:
+            inputs: The largest inputs of those layers of the decode step that are to have static scales.
+            state: The largest keys and values, `state_peaks`.
         """
-        named = by_bias(DecodeStepGraph(self.model, _MASKED), peaks)
-        return quantise(self.encoder), quantise(self.decode_step, named)
+        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
+        quantise(encoder)
+        quantise(decode_step, by_bias(DecodeStepGraph(self.model, _MASKED), inputs))
+        scales = {name: cache_scales(peaks.numpy()) for name, peaks in state.items()}
+        round_memories(encoder, scales)
+        take_integers(decode_step, scales)
+        return encoder.SerializeToString(deterministic=True), decode_step.SerializeToString(
+            deterministic=True
+        )
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
 
 
 def _graphs(
     floats: _FloatGraphs, precision: Precision, sources: Sources, scales: Int8Scales
 ) -> tuple[Graphs, dict[str, bytes]]:
     """What a precision's graphs are called, and their content by name."""
+    model, state = floats.model, state_tensors(floats.model)
     if precision == "fp32":
-        names, encoder, decode_step = graph_files(precision), floats.encoder, floats.decode_step
+        names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
     else:
         _LOGGER.info("rounding to int8, with %s scales", scales)
-        names = graph_files(precision, scales)
-        peaks = _peaks(floats.model, sources) if scales == "static" else {}
-        encoder, decode_step = floats.quantised(peaks)
+        names = graph_files(precision, int8_state(state), scales)
+        pairs = _translations(model, sources.scales)
+        inputs = input_peaks(model, pairs) if scales == "static" else {}
+        encoder, decode_step = floats.quantised(inputs, state_peaks(model, pairs))
     return names, {names.encoder: encoder, names.decode_step: decode_step}
 
 
-def _peaks(model: Transformer, sources: Sources) -> dict[nn.Linear, float]:
-    """The largest inputs of the layers along torch's greedy translations."""
+def _translations(
+    model: Transformer, sources: Sequence[Sequence[int]]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """The sources, and what torch makes of them."""
     # The last output is never fed: nothing follows an end-of-sentence.
-    pairs = [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources.scales]
-    return input_peaks(model, pairs)
+    return [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources]
 
 
 def _gate(model: Transformer, bundle: Bundle, precision: Precision, sources: Sequence[Sequence[int]]) -> Gate:

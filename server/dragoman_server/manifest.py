@@ -33,7 +33,7 @@ __all__ = [
     "require_file_name",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 """The schema number that this code writes and reads."""
 MANIFEST_FILE = "bundle.json"
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -121,13 +121,22 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """File names of the two ONNX graphs of one precision."""
+    """The two ONNX graphs of one precision."""
 
     encoder: str
+    """File name."""
     decode_step: str
+    """File name."""
+    state: tuple[StateTensor, ...]
+    """What the decoder keeps between steps."""
     activation_scales: Literal["none", "row-wise", "static"] = "none"
     """How the decode step's activations become integers: not at all, with a scale for each row, or with
     fixed ones."""
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.state]
+        if len(set(names)) != len(names):
+            raise BundleError("state: tensor names must be distinct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +188,6 @@ class Manifest:
     limits: Limits
     tokenizers: Tokenizers
     precisions: Mapping[str, Graphs]
-    state: tuple[StateTensor, ...]
     gates: Mapping[str, Gate]
     """By precision; one without a passed gate is not served."""
     scores: tuple[Score, ...] = ()
@@ -202,9 +210,6 @@ class Manifest:
         self._require_files()
         if not self.precisions or not set(self.gates) <= set(self.precisions):
             raise BundleError("precisions must not be empty, and gates must name no others")
-        names = [tensor.name for tensor in self.state]
-        if len(set(names)) != len(names):
-            raise BundleError("state: tensor names must be distinct")
 
     def _require_special_ids(self) -> None:
         ids = dataclasses.astuple(self.special_ids)

@@ -11,7 +11,7 @@ from dragoman_server.errors import BundleError
 __all__ = ["StateTensor"]
 
 StateKind = Literal["kv_cache", "memory"]
-ElementType = Literal["float32"]
+ElementType = Literal["float32", "int8"]
 
 _GROWING_AXIS: Mapping[str, str] = {"kv_cache": "position", "memory": "source_position"}
 _MAX_SIZE = 2**31
@@ -23,7 +23,8 @@ class StateTensor:
 
     The growing axis is `position` of a `kv_cache` (one more with every step, updated in place: graph input
     `past_NAME`, graph output `present_NAME`) and `source_position` of a `memory` (written once by the encoder
-    as its output `NAME`, graph input `NAME` of the decode step).
+    as its output `NAME`, graph input `NAME` of the decode step). An int8 `memory` is a graph output
+    `present_NAME` of the decode step, too, which leaves it as it is: the runtime's attention asks for that.
     """
 
     name: str
@@ -46,6 +47,11 @@ class StateTensor:
             )
         if any(not 1 <= size <= _MAX_SIZE for size in self.sizes.values()):
             raise BundleError(f"state {self.name}: every size must be at least 1")
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether the decode step has it as an output, to be bound to the array that is its input."""
+        return self.kind == "kv_cache" or self.type == "int8"
 
     @property
     def growing_axis(self) -> str:

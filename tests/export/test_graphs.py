@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, state_tensors
+from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, search_block, state_tensors
 from dragoman_model.checkpoint import load_checkpoint
 from dragoman_model.reference import next_log_probs
 from dragoman_model.transformer import Transformer
@@ -68,3 +68,10 @@ def test_decode_steps_equal_the_transformers(model: Transformer, source: Tensor)
         log_prob, ids, caches = graph(token, length, source_length, *bounds, top_k, caches, memories)
         torch.testing.assert_close(log_prob, expected[:, step].gather(1, ids), atol=1e-5, rtol=1e-4)
         assert bool((log_prob.diff(dim=1) <= 0).all())
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "block"), [(32_000, 64), (10_000, 80), (37_000, 40), (8_192, 64), (1_000, 0), (10_007, 0)]
+)
+def test_large_vocabularies_are_searched_in_blocks_that_divide_them(vocabulary: int, block: int) -> None:
+    assert search_block(vocabulary) == block

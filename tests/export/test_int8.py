@@ -17,6 +17,7 @@ from torch import nn
 from dragoman_export import writer
 from dragoman_export.activation_peaks import input_peaks
 from dragoman_export.int8 import quantise_weight
+from dragoman_export.int8_state import cache_scales
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_export.writer import export_checkpoint
 from dragoman_server.bundle import Bundle
@@ -72,6 +73,20 @@ def test_a_row_does_not_depend_on_its_neighbours(both: Bundle) -> None:
         alone = steps(both, "int8", [source], fed)
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[0], other[row])
+
+
+def test_keys_and_values_are_integers_near_to_the_floats(both: Bundle) -> None:
+    graphs = both.manifest.precisions["int8"]
+    assert {tensor.type for tensor in graphs.state} == {"int8"}
+    feeds = {"source_ids": np.array([SOURCES[2]]), "source_lengths": np.array([5], np.int32)}
+    names = [tensor.name for tensor in graphs.state if tensor.kind == "memory"]
+    floats, integers = (load_model(both, p).encoder.run(names, feeds) for p in ("fp32", "int8"))
+    step = onnx.load_model_from_string(both.read(graphs.decode_step)).graph
+    initializers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in step.initializer}
+    for name, exact, rounded in zip(names, floats, integers, strict=True):
+        scale = initializers[f"{name}.scale"]
+        assert rounded.dtype == np.int8
+        assert np.abs(rounded * scale - exact).mean() < 0.1 * np.abs(exact).mean()
 
 
 def test_no_float_matrix_is_left_but_positions(both: Bundle) -> None:
@@ -137,4 +152,12 @@ def test_static_scales_ask_for_text() -> None:
 def test_a_column_of_zeros_stays_zero() -> None:
     integers, scales = quantise_weight(np.zeros((3, 2), np.float32))
     assert not integers.any()
+    assert (scales > 0.0).all()
+
+
+def test_a_quarter_more_than_was_seen_fits_into_a_cache() -> None:
+    peaks = np.array([[0.5, 2.0], [0.0, 8.0]], np.float32)
+    scales = cache_scales(peaks)
+    assert scales.shape == (1, 2, 1, 2)
+    np.testing.assert_allclose(scales[0, :, 0] * 127, peaks * 1.25, atol=1e-5)
     assert (scales > 0.0).all()

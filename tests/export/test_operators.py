@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dragoman_export.operators import best, cached_attention, cross_attention, encoder_attention
+from dragoman_export.operators import TRANSLATIONS, best, cached_attention, cross_attention, encoder_attention
 
 ROWS, HEADS, HEAD_DIM, CAPACITY = 3, 2, 8, 6
 WIDTH = HEADS * HEAD_DIM
@@ -76,6 +78,41 @@ def test_cross_attention_sees_the_source_up_to_its_length() -> None:
 
 def test_best_are_the_highest_in_descending_order() -> None:
     scores = torch.randn(ROWS, 9)
-    values, indices = best(scores, torch.tensor([4]))
+    values, indices = best(scores, torch.tensor([4]), 3)
     torch.testing.assert_close(values, scores.sort(descending=True).values[:, :4])
     torch.testing.assert_close(scores.gather(1, indices), values)
+
+
+class Best(nn.Module):
+    """The operator as a graph of its own."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        return best(scores, count, self.block)
+
+
+@pytest.mark.parametrize("block", [0, 4])
+@pytest.mark.filterwarnings("ignore")
+def test_the_exported_best_are_the_same_searched_in_blocks_or_not(block: int) -> None:
+    program = torch.onnx.export(
+        Best(block),
+        (torch.zeros(2, 20), torch.tensor([3])),
+        input_names=["scores", "count"],
+        dynamic_shapes=({0: "rows"}, {}),
+        opset_version=21,
+        custom_translation_table=TRANSLATIONS,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    kinds = {node.op_type for node in program.model_proto.graph.node}
+    assert ("ReduceMax" in kinds) == (block > 0)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    scores = torch.randn(ROWS, 20)
+    for count in (1, 2, 5, 7, 20):  # fewer than there are blocks, as many, and more
+        found = session.run(None, {"scores": scores.numpy(), "count": np.array([count])})
+        for one, other in zip(found, best(scores, torch.tensor([count]), block), strict=True):
+            np.testing.assert_array_equal(one, other.numpy())

@@ -139,9 +139,7 @@ async def main() -> None:
         parser.add_argument(f"--{flag}", type=float, default=0.0, help="seconds")
     for flag in ("refuse-every", "slow-every", "wrong-every"):
         parser.add_argument(f"--{flag}", type=int, default=0, help="requests")
-    parser.add_argument(
-        "--log", type=Path, help="file for the seconds that each text took by its clock"
-    )
+    parser.add_argument("--log", type=Path, help="file for the seconds that each text took by its clock")
     parser.add_argument("--token", default="")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--key", type=Path)

@@ -50,8 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         special_ids=SpecialIds(0, 1, 2, 3),
         limits=Limits(MAX_TOKENS, MAX_TOKENS),
         tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
-        precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx")},
-        state=state_tensors(model),
+        precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", state_tensors(model))},
         gates={"fp32": GATE},
         provenance="",
         licence="",
@@ -285,11 +284,15 @@ def test_a_graph_in_the_wrong_place_is_refused(bundle: Bundle, tmp_path: Path) -
 
 def test_state_of_another_shape_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     sizes = {"head": 2, "head_dim": 16}
-    state = tuple(dataclasses.replace(tensor, sizes=sizes) for tensor in bundle.manifest.state)
+    graphs = bundle.manifest.precisions["fp32"]
+    state = tuple(dataclasses.replace(tensor, sizes=sizes) for tensor in graphs.state)
+    precisions = {"fp32": dataclasses.replace(graphs, state=state)}
     with pytest.raises(BundleError, match=r"encoder\.onnx: output cross_key_0"):
-        load_model(altered(bundle, tmp_path, {}, state=state))
+        load_model(altered(bundle, tmp_path, {}, precisions=precisions))
 
 
 def test_state_that_is_not_described_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    graphs = bundle.manifest.precisions["fp32"]
+    precisions = {"fp32": dataclasses.replace(graphs, state=graphs.state[1:])}
     with pytest.raises(BundleError, match=r"decode_step\.onnx: input past_self_key_0"):
-        load_model(altered(bundle, tmp_path, {}, state=bundle.manifest.state[1:]))
+        load_model(altered(bundle, tmp_path, {}, precisions=precisions))

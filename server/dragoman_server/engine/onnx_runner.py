@@ -28,6 +28,7 @@ __all__ = ["LoadedModel", "OnnxRunner", "load_model", "load_ungated"]
 _Shape = tuple[int | None, ...]
 _Signature = dict[str, tuple[str, _Shape]]
 _FLOAT, _INT32, _INT64 = "tensor(float)", "tensor(int32)", "tensor(int64)"
+_ELEMENTS = {"float32": _FLOAT, "int8": "tensor(int8)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class LoadedModel:
     """The sessions of one precision of one bundle; threads may share them."""
 
     manifest: Manifest
+    state: tuple[StateTensor, ...]
     encoder: onnxruntime.InferenceSession
     decode_step: onnxruntime.InferenceSession
 
@@ -67,10 +69,10 @@ def load_ungated(bundle: Bundle, precision: str, threads: int) -> LoadedModel:
         raise BundleError(f"{bundle.path} has no precision {precision!r}; it has {known}")
     encoder = _session(bundle, graphs.encoder, threads)
     decode_step = _session(bundle, graphs.decode_step, threads)
-    state = bundle.manifest.state
+    state = graphs.state
     _require_signature(graphs.encoder, encoder, _encoder_inputs(), _encoder_outputs(state))
     _require_signature(graphs.decode_step, decode_step, _step_inputs(state), _step_outputs(state))
-    return LoadedModel(bundle.manifest, encoder, decode_step)
+    return LoadedModel(bundle.manifest, state, encoder, decode_step)
 
 
 def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
@@ -110,7 +112,7 @@ def _step_inputs(state: Sequence[StateTensor]) -> _Signature:
 
 
 def _step_outputs(state: Sequence[StateTensor]) -> _Signature:
-    caches = {_output_name(tensor): _described(tensor) for tensor in state if tensor.kind == "kv_cache"}
+    caches = {_output_name(tensor): _described(tensor) for tensor in state if tensor.is_returned}
     return {"log_prob": (_FLOAT, (None, None)), "token_id": (_INT64, (None, None)), **caches}
 
 
@@ -123,7 +125,7 @@ def _output_name(tensor: StateTensor) -> str:
 
 
 def _described(tensor: StateTensor) -> tuple[str, _Shape]:
-    return _FLOAT, tuple(tensor.sizes.get(axis) for axis in tensor.axes)
+    return _ELEMENTS[tensor.type], tuple(tensor.sizes.get(axis) for axis in tensor.axes)
 
 
 def _require_signature(
@@ -176,9 +178,9 @@ class OnnxRunner:
             max_target_tokens=manifest.limits.max_target_tokens,
             vocabulary_size=manifest.dimensions.target_vocabulary_size,
         )
-        self._memory_names = [tensor.name for tensor in manifest.state if tensor.kind == "memory"]
+        self._memory_names = [tensor.name for tensor in model.state if tensor.kind == "memory"]
         extent = Extent(max_rows, self._limits.max_target_tokens, self._limits.max_source_tokens)
-        self._slab = Slab(manifest.state, extent)
+        self._slab = Slab(model.state, extent)
         self._tokens = np.zeros((max_rows, 1), np.int64)
         self._lengths = np.zeros(max_rows, np.int32)
         self._bindings: dict[tuple[int, int], _Binding] = {}
@@ -249,9 +251,9 @@ class OnnxRunner:
             "log_prob": np.empty((rows, top_k), np.float32),
             "token_id": np.empty((rows, top_k), np.int64),
         }
-        for tensor in self._model.manifest.state:
+        for tensor in self._model.state:
             inputs[_input_name(tensor)] = slab.arrays[tensor.name][:rows]
-            if tensor.kind == "kv_cache":
+            if tensor.is_returned:
                 outputs[_output_name(tensor)] = inputs[_input_name(tensor)]
         _bind_views(io.bind_ortvalue_input, inputs)
         _bind_views(io.bind_ortvalue_output, outputs)

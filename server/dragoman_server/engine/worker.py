@@ -193,9 +193,9 @@ class Worker:
         self._answer(decoding.request, event)
 
     def _answer(self, request: Request, event: Finished | Failed) -> None:
-        """Send a request's last event."""
-        self._notify(request, event)
+        """Send a request's last event; whoever has got it finds it counted."""
         self._telemetry.finished(finish_record(request, event))
+        self._notify(request, event)
         self._queue.answered()
 
     @staticmethod
