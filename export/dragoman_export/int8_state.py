@@ -21,7 +21,7 @@ from dragoman_server.state_tensor import StateTensor
 __all__ = ["cache_scales", "int8_state", "round_memories", "take_integers"]
 
 _LEVELS = 127.0
-_ROOM = 1.25
+_ROOM = 1.5
 """How much larger than what was seen a value may be before it is clipped."""
 _TINY = 1e-8
 _KEY, _VALUE, _KEY_SCALE = 3, 4, 12

@@ -155,9 +155,9 @@ def test_a_column_of_zeros_stays_zero() -> None:
     assert (scales > 0.0).all()
 
 
-def test_a_quarter_more_than_was_seen_fits_into_a_cache() -> None:
+def test_half_as_much_again_as_was_seen_fits_into_a_cache() -> None:
     peaks = np.array([[0.5, 2.0], [0.0, 8.0]], np.float32)
     scales = cache_scales(peaks)
     assert scales.shape == (1, 2, 1, 2)
-    np.testing.assert_allclose(scales[0, :, 0] * 127, peaks * 1.25, atol=1e-5)
+    np.testing.assert_allclose(scales[0, :, 0] * 127, peaks * 1.5, atol=1e-5)
     assert (scales > 0.0).all()

@@ -1,11 +1,12 @@
 """The decoder's state of all slots, as arrays whose axis 0 is the slot.
 
-The manifest says which tensors there are; nothing here knows what they mean. Arrays begin small and grow by
-doubling, so that a server that sees short sentences keeps its caches small and near each other.
+The manifest says which tensors there are; nothing here knows what they mean. Arrays begin small and grow as
+needed, so that a server that sees short sentences keeps its caches small and near each other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from dragoman_server.state_tensor import StateTensor
 __all__ = ["Extent", "Slab"]
 
 _FIRST = 16
-"""Rows and positions to begin with."""
+"""Rows and positions to begin with, and the step in which they grow."""
+_GROWTH = 1.25
+"""How much more room to make at least. More leaves gaps between the rows, and reading them costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,5 +154,7 @@ class Slab:
 
 
 def _room(present: int, needed: int, limit: int) -> int:
-    """The next power of two, within the limit; never less than what there is."""
-    return max(present, min(1 << (needed - 1).bit_length(), limit))
+    """What is there if that is enough; else what is needed, or a quarter more than there is."""
+    if needed <= present:
+        return present
+    return min(math.ceil(max(needed, present * _GROWTH) / _FIRST) * _FIRST, limit)
