@@ -6,8 +6,6 @@ import csv
 import datetime
 import importlib.metadata
 import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogWriter
 from numpy.typing import NDArray
 
+from dragoman_loadtest.machine import describe_machine
 from dragoman_loadtest.measures import seconds_of, timed
 from dragoman_loadtest.run import Measurement, Plan
 from dragoman_loadtest.samples import RECORD
@@ -46,22 +45,8 @@ def description(plan: Plan, kind: str, model: dict[str, Any]) -> dict[str, Any]:
         "settings": json.loads(json.dumps(settings, default=str)),
         "corpus": {"name": plan.corpus.name, "texts": len(plan.corpus.texts), "sha256": plan.corpus.sha256},
         "model": model,
-        "machine": _machine(),
+        "machine": describe_machine(),
         "versions": {name: importlib.metadata.version(name) for name in ("dragoman", *_PACKAGES)},
-    }
-
-
-def _machine() -> dict[str, Any]:
-    model = ""
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
     }
 
 
