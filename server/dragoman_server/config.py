@@ -50,10 +50,10 @@ class ServerConfig(CallLimits):
     precision: str = "fp32"
     """Which of a bundle's precisions to load."""
     workers: int = 0
-    """Decode threads per model, each with a batch of its own; 0 for one per CPU granted to the process."""
-    threads: int = 1
-    """Threads that one decode step uses: more make a lone call faster, more workers many calls."""
-    max_rows: int = 64
+    """Decode threads per model, each with a batch of its own; 0 for as many as are fastest, by trying."""
+    threads: int = 0
+    """Threads that a decode step may use, its worker's included; 0 for those that the workers leave idle."""
+    max_rows: int = 128
     """Slots per worker: hypotheses that are decoded together."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
@@ -67,9 +67,10 @@ class ServerConfig(CallLimits):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is a new class, which the zero-argument form does not know.
         CallLimits.__post_init__(self)
-        for flag in ("threads", "max_rows", "max_queue"):
+        for flag in ("max_rows", "max_queue"):
             _require_at_least(1, flag, getattr(self, flag))
-        _require_at_least(0, "workers", self.workers)
+        for flag in ("workers", "threads"):
+            _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
         if self.metrics_port is not None:
             _require_port("metrics_port", self.metrics_port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dragoman_server.bundle import Bundle
 from dragoman_server.config import ServerConfig
 from dragoman_server.engine import DecodingOptions, Engine
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.errors import BundleError, EngineError
 from dragoman_server.metrics import ServerMetrics
@@ -19,6 +21,7 @@ from dragoman_server.translator import Translator
 
 __all__ = ["LoadedModel", "load", "warm_up"]
 
+_log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
 
 
@@ -40,10 +43,8 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
     manifest = bundle.manifest
     source = _tokenizer(bundle, manifest.tokenizers.source, manifest.dimensions.source_vocabulary_size)
     target = _tokenizer(bundle, manifest.tokenizers.target, manifest.dimensions.target_vocabulary_size)
-    sessions = load_model(bundle, config.precision, config.threads)
-    workers = config.workers or choose_threads()
     engine = Engine(
-        [OnnxRunner(sessions, config.max_rows) for _ in range(workers)],
+        _runners(bundle, config),
         max_queue=config.max_queue,
         bos_id=manifest.special_ids.bos,
         eos_id=manifest.special_ids.eos,
@@ -73,6 +74,23 @@ async def warm_up(model: ServedModel, max_beam_size: int) -> None:
         await model.translator.translate([_WARM_UP_TEXT], language, options, deadline=None)
     except EngineError as error:
         raise BundleError(f"model {model.description.name} does not translate: {error}") from error
+
+
+def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
+    """One for each worker, in the fastest division of the cores, or in the one asked for."""
+
+    def divided(split: Split) -> list[OnnxRunner]:
+        sessions = load_model(bundle, config.precision, split.threads)
+        return [OnnxRunner(sessions, config.max_rows) for _ in range(split.workers)]
+
+    candidates = splits(choose_threads(), config.workers, config.threads)
+    if len(candidates) == 1:
+        return divided(candidates[0])
+    # One after the other: two sets of weights at once would be the process's peak of memory.
+    speeds = {split: rows_per_second(divided(split)) for split in candidates}
+    found = ", ".join(f"{split}: {speed:,.0f}" for split, speed in speeds.items())
+    _log.info("workers x threads, rows per second: %s", found)
+    return divided(max(speeds, key=speeds.__getitem__))
 
 
 def _tokenizer(bundle: Bundle, file: str, vocabulary_size: int) -> Tokenizer:

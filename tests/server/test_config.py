@@ -21,7 +21,7 @@ from dragoman_server.config import CallLimits, ServerConfig
         ({"max_rows": 4, "max_beam_size": 5}, "--max-beam-size"),
         ({"max_queue": 0}, "--max-queue"),
         ({"workers": -1}, "--workers"),
-        ({"threads": 0}, "--threads"),
+        ({"threads": -1}, "--threads"),
         ({"drain_seconds": -0.5}, "--drain-seconds"),
         ({"drain_seconds": float("nan")}, "--drain-seconds"),
     ],
