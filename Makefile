@@ -5,11 +5,12 @@ VENV ?= .venv
 # the package index has CUDA builds alone, name an index of CPU builds: make setup PIP_FLAGS="--index-url ..."
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
+OUT ?= bench
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo protos wheel-test clean
+.PHONY: help setup check format test demo protos wheel-test bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +46,14 @@ protos: setup  ## generate the gRPC stubs anew
 
 wheel-test: setup  ## serve from the built wheel, in an environment without torch
 	$(BIN)/python scripts/wheel_test.py
+
+bench: setup  ## compare with CTranslate2 and Transformers: CHECKPOINT, BUNDLE and TEXT say with what, OUT where to
+	@test -n "$(CHECKPOINT)" -a -n "$(BUNDLE)" -a -n "$(TEXT)" || \
+		{ echo "make bench CHECKPOINT=checkpoints/en-de BUNDLE=models/en-de/1 TEXT=test.en [OUT=bench]" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/compare.py --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --source $(TEXT) --out $(OUT)
+	$(BIN)/python benchmarks/online.py --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --corpus $(TEXT) \
+		--out $(OUT)/online.json
 
 clean:  ## delete what was built
 	rm -rf $(VENV) .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""A server of a bundle in a process of its own, for the benchmarks."""
+"""Servers in processes of their own, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
+
+DRAGOMAN = (sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())")
+"""The command `dragoman` of this environment."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Served:
     """Where a server listens."""
 
     address: str
-    metrics_address: str
+    metrics_address: str | None
 
     def metrics(self) -> dict[str, float]:
         """Every sample of the Prometheus endpoint, by its name with its labels."""
@@ -30,10 +33,9 @@ class Served:
 
 @contextlib.contextmanager
 def served(bundle: Path, *flags: str) -> Iterator[Served]:
-    """Serve `bundle` on free ports of the loopback; SIGTERM must end it with exit code 0."""
-    command = [sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())"]
+    """Serve `bundle` on free ports of the loopback."""
     words = [
-        *command,
+        *DRAGOMAN,
         "serve",
         "--models",
         str(bundle),
@@ -44,6 +46,13 @@ def served(bundle: Path, *flags: str) -> Iterator[Served]:
         "--json",
         *flags,
     ]
+    with started(words) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(words: Sequence[str]) -> Iterator[Served]:
+    """Run a server that prints its addresses as JSON once it is ready; SIGTERM must end it with code 0."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
