@@ -23,7 +23,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.manifest import Manifest
 from dragoman_server.state_tensor import StateTensor
 
-__all__ = ["LoadedModel", "OnnxRunner", "load_model", "load_ungated"]
+__all__ = ["LoadedModel", "OnnxRunner", "load_model", "load_ungated", "session_options"]
 
 _Shape = tuple[int | None, ...]
 _Signature = dict[str, tuple[str, _Shape]]
@@ -75,7 +75,8 @@ def load_ungated(bundle: Bundle, precision: str, threads: int) -> LoadedModel:
     return LoadedModel(bundle.manifest, state, encoder, decode_step)
 
 
-def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How every graph is run, by `threads` threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -84,9 +85,15 @@ def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSe
     options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     # Weights that a graph keeps in other files would be read unchecked: nothing is found below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    return options
+
+
+def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
     content = bundle.read(file)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            content, session_options(threads), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {error}") from error
 

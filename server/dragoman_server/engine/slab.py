@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,20 +48,39 @@ class Extent:
         return self.positions if tensor.kind == "kv_cache" else self.source_positions
 
 
-class _Layout(NamedTuple):
-    """What tensors have in common whose parts stand at the same index, which is then worked out once."""
+class _Block:
+    """Tensors of one shape and type in one array `[tensors, rows, ...]`: parts of all are copied at once."""
 
-    kind: str
-    before: int
-    """Axes between the row and the growing one."""
+    def __init__(self, first: StateTensor) -> None:
+        self.tensors = [first]
+        self.kind = first.kind
+        self.array: NDArray[Any] = np.empty(0, first.type)
+        # Axes between the row and the growing one.
+        self._between = [slice(None)] * (first.axes.index(first.growing_axis) - 1)
 
-    @classmethod
-    def of(cls, tensor: StateTensor) -> _Layout:
-        return cls(tensor.kind, tensor.axes.index(tensor.growing_axis) - 1)
+    def suits(self, tensor: StateTensor) -> bool:
+        """Whether `tensor` differs from these by its name alone."""
+        return replace(tensor, name=self.tensors[0].name) == self.tensors[0]
+
+    def grow(self, extent: Extent) -> None:
+        """Make room, keeping what is stored."""
+        shape = self.tensors[0].shape(extent.rows, extent.length(self.tensors[0]))
+        # Zeros, not garbage: rows that hold no hypothesis are computed too, and their result dropped.
+        array = np.zeros((len(self.tensors), *shape), self.array.dtype)
+        if self.array.size:
+            array[tuple(slice(size) for size in self.array.shape)] = self.array
+        self.array = array
 
     def part(self, row: int, start: int, stop: int) -> tuple[int | slice, ...]:
-        """Index of positions `start .. stop - 1` of one row."""
-        return (row, *[slice(None)] * self.before, slice(start, stop))
+        """Index of positions `start .. stop - 1` of one row, in one of the tensors."""
+        return (row, *self._between, slice(start, stop))
+
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copy positions `start .. stop - 1` of all tensors from one row to another."""
+        every = slice(None)
+        self.array[every, *self.part(target, start, stop)] = self.array[
+            every, *self.part(source, start, stop)
+        ]
 
 
 class Slab:
@@ -76,11 +95,15 @@ class Slab:
         self.limits = limits
         self.extent = Extent(0, 0, 0)
         self.arrays: dict[str, NDArray[Any]] = {}
+        """Every tensor's `[rows, ...]`."""
         self.source_lengths = np.ones(limits.rows, np.int32)
-        self._state = tuple(state)
-        self._layouts: dict[_Layout, list[str]] = {}
-        for tensor in self._state:
-            self._layouts.setdefault(_Layout.of(tensor), []).append(tensor.name)
+        self._blocks: list[_Block] = []
+        for tensor in state:
+            block = next((block for block in self._blocks if block.suits(tensor)), None)
+            if block is None:
+                self._blocks.append(_Block(tensor))
+            else:
+                block.tensors.append(tensor)
         first = (min(_FIRST, limit) for limit in (limits.rows, limits.positions, limits.source_positions))
         self.reserve(Extent(*first))
 
@@ -94,18 +117,14 @@ class Slab:
             return False
         if not self.limits.covers(needed):
             raise ValueError(f"{needed} exceeds what the model can hold, {self.limits}")
-        grown = Extent(
+        self.extent = Extent(
             _room(self.extent.rows, needed.rows, self.limits.rows),
             _room(self.extent.positions, needed.positions, self.limits.positions),
             _room(self.extent.source_positions, needed.source_positions, self.limits.source_positions),
         )
-        for tensor in self._state:
-            # Zeros, not garbage: rows that hold no hypothesis are computed too, and their result dropped.
-            array = np.zeros(tensor.shape(grown.rows, grown.length(tensor)), tensor.type)
-            if (old := self.arrays.get(tensor.name)) is not None:
-                array[tuple(slice(size) for size in old.shape)] = old
-            self.arrays[tensor.name] = array
-        self.extent = grown
+        for block in self._blocks:
+            block.grow(self.extent)
+            self.arrays |= {tensor.name: block.array[i] for i, tensor in enumerate(block.tensors)}
         return True
 
     def store(
@@ -118,39 +137,27 @@ class Slab:
             lengths: Of the sources.
             slots: Of the sources; within the extent.
         """
-        for layout, names in self._layouts.items():
-            if layout.kind != "memory":
-                continue
-            pairs = [(self.arrays[name], memories[name]) for name in names]
-            for source, (length, targets) in enumerate(zip(lengths, slots, strict=True)):
-                part = layout.part(source, 0, length)
-                for slot in targets:
-                    stored = layout.part(slot, 0, length)
-                    for array, memory in pairs:
-                        array[stored] = memory[part]
+        for block in (block for block in self._blocks if block.kind == "memory"):
+            values = [memories[tensor.name] for tensor in block.tensors]
+            for source, (length, (first, *others)) in enumerate(zip(lengths, slots, strict=True)):
+                given, stored = block.part(source, 0, length), block.part(first, 0, length)
+                for array, value in zip(block.array, values, strict=True):
+                    array[stored] = value[given]
+                for slot in others:
+                    block.copy(first, slot, 0, length)
         for length, targets in zip(lengths, slots, strict=True):
             self.source_lengths[list(targets)] = length
 
     def copy(self, copies: Sequence[SlotCopy]) -> None:
         """Carry out `copies`; no slot is both a source and a target among them."""
-        for layout, names in self._layouts.items():
-            arrays = [self.arrays[name] for name in names]
-            for copy in copies:
-                start, stop = self._copied(layout, copy)
-                if start == stop:
-                    continue
-                target, source = layout.part(copy.target, start, stop), layout.part(copy.source, start, stop)
-                for array in arrays:
-                    array[target] = array[source]
         for copy in copies:
+            for block in self._blocks:
+                if block.kind == "kv_cache":
+                    block.copy(copy.source, copy.target, copy.start, copy.stop)
+                elif copy.with_memory:
+                    block.copy(copy.source, copy.target, 0, int(self.source_lengths[copy.source]))
             if copy.with_memory:
                 self.source_lengths[copy.target] = self.source_lengths[copy.source]
-
-    def _copied(self, layout: _Layout, copy: SlotCopy) -> tuple[int, int]:
-        """The positions of tensors of this layout that `copy` is about."""
-        if layout.kind == "kv_cache":
-            return copy.start, copy.stop
-        return 0, int(self.source_lengths[copy.source]) if copy.with_memory else 0
 
 
 def _room(present: int, needed: int, limit: int) -> int:
