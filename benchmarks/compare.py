@@ -183,7 +183,7 @@ def _tokens_per_second(translate: Translate, sentences: Sequence[Sentence], beam
 
 def _texts(checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[str]:
     decode = checkpoint.target_tokenizer.decode
-    return [output.text if output.ids is None else decode(output.ids) for output in outputs]  # type: ignore[misc]
+    return [output.text or decode(output.ids) for output in outputs]
 
 
 def _alone(contestants: Sequence[System], sentences: Sequence[Sentence]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ctranslate2_peer
@@ -39,12 +39,12 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Output:
-    """What a system made of a sentence: ids without the end symbol, or a text."""
+    """What a system made of a sentence: ids without the end symbol, or, from the endpoint, a text."""
 
     tokens: int
     """Those of the translation, its end symbol included."""
-    ids: list[int] | None = None
-    text: str | None = None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
 
 
 Translate = Callable[[Sequence[Sentence], int], list[Output]]

@@ -135,9 +135,7 @@ class _FloatGraphs:
         scales = {name: cache_scales(peaks.numpy()) for name, peaks in state.items()}
         round_memories(encoder, scales)
         take_integers(decode_step, scales)
-        return encoder.SerializeToString(deterministic=True), decode_step.SerializeToString(
-            deterministic=True
-        )
+        return _serialised(encoder), _serialised(decode_step)
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

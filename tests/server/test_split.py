@@ -46,7 +46,7 @@ def test_all_runners_are_stepped_at_once_and_their_rows_counted(scripted_runner)
 
     runners = [Sleepy(max_rows=4), Sleepy(max_rows=4)]
     found = rows_per_second(runners)
-    # Of 4 rows every 20 ms, twice; far fewer only where nothing runs at once.
+    # Two runners, 4 rows every 20 ms.
     assert found <= 2 * 4 / 0.02
     for runner in runners:
         assert set(runner.rows) == {4}
