@@ -22,6 +22,7 @@ SENTENCES = [
     "Did my guest sleep yesterday?",
     "The children that see the cat that sleeps laugh.  The man sees them.\n\nThe woman sleeps.",
 ]
+CLIENT_WAS_LATE = 4  # exit code of `dragoman loadtest` for a run that says nothing of the server
 
 
 def say(text: str) -> None:
@@ -29,11 +30,14 @@ def say(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def dragoman(*arguments: object) -> None:
-    """Run a command as a user would, showing it; ends the demo if it fails."""
+def dragoman(*arguments: object, accepted: tuple[int, ...] = (0,)) -> int:
+    """Run a command as a user would, showing it; ends the demo if its exit code is not an accepted one."""
     words = ["dragoman", *map(str, arguments)]
     print(f"$ {shlex.join(words)}", flush=True)
-    subprocess.run(words, check=True)
+    code = subprocess.run(words).returncode
+    if code not in accepted:
+        sys.exit(f"dragoman {words[1]} ended with exit code {code}")
+    return code
 
 
 @contextlib.contextmanager
@@ -92,11 +96,14 @@ def main() -> None:
             *("--source", corpus / "test.en", "--reference", corpus / "test.de"),
         )
         say("Is it as good while twenty sentences a second come in? Every answer is checked")
-        dragoman(
+        code = dragoman(
             *("loadtest", "--endpoint", address, "--out", folder / "loadtest"),
             *("--corpus", corpus / "test.en", "--reference", corpus / "test.de"),
             *("--rate", 20, "--duration", "8s", "--warm-up", "5s"),
+            accepted=(0, CLIENT_WAS_LATE),
         )
+        if code == CLIENT_WAS_LATE:
+            print("This machine was too busy to time a server; the answers were checked all the same.")
     say(f"Done in {time.monotonic() - started:.0f} seconds; the bundle is in {models / 'toy-en-de' / '1'}")
 
 
