@@ -21,7 +21,7 @@ from dragoman_server.engine.messages import (
     Request,
     Timing,
 )
-from dragoman_server.engine.runner import FloatArray, IntArray, RunnerLimits, SlotCopy
+from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.errors import CancelledError, QueueFullError
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
 from dragoman_server.service.server import GrpcServer
@@ -115,6 +115,12 @@ class EchoRunner:
         )
         self._seconds_per_step = seconds_per_step
         self._sources: dict[int, Sequence[int]] = {}
+
+    def fits(self, extent: Extent) -> bool:
+        return extent.rows <= self.limits.max_rows
+
+    def reserve(self, extent: Extent) -> None:
+        assert self.fits(extent)
 
     def encode(self, sources: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> None:
         for source, held in zip(sources, slots, strict=True):

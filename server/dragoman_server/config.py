@@ -55,6 +55,8 @@ class ServerConfig(CallLimits):
     """Threads that a decode step may use, its worker's included; 0 for those that the workers leave idle."""
     max_rows: int = 128
     """Slots per worker: hypotheses that are decoded together."""
+    cache_memory_mib: int = 1024
+    """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
     metrics_port: int | None = None
@@ -67,7 +69,7 @@ class ServerConfig(CallLimits):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is a new class, which the zero-argument form does not know.
         CallLimits.__post_init__(self)
-        for flag in ("max_rows", "max_queue"):
+        for flag in ("max_rows", "cache_memory_mib", "max_queue"):
             _require_at_least(1, flag, getattr(self, flag))
         for flag in ("workers", "threads"):
             _require_at_least(0, flag, getattr(self, flag))

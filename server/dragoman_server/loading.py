@@ -11,6 +11,7 @@ from dragoman_server.bundle import Bundle
 from dragoman_server.config import ServerConfig
 from dragoman_server.engine import DecodingOptions, Engine
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.errors import BundleError, EngineError
@@ -81,7 +82,12 @@ def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
 
     def divided(split: Split) -> list[OnnxRunner]:
         sessions = load_model(bundle, config.precision, split.threads)
-        return [OnnxRunner(sessions, config.max_rows) for _ in range(split.workers)]
+        runners = [
+            OnnxRunner(sessions, config.max_rows, config.cache_memory_mib * 2**20)
+            for _ in range(split.workers)
+        ]
+        _require_room(bundle, runners[0], config)
+        return runners
 
     candidates = splits(choose_threads(), config.workers, config.threads)
     if len(candidates) == 1:
@@ -91,6 +97,15 @@ def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
     found = ", ".join(f"{split}: {speed:,.0f}" for split, speed in speeds.items())
     _log.info("workers x threads, rows per second: %s", found)
     return divided(max(speeds, key=speeds.__getitem__))
+
+
+def _require_room(bundle: Bundle, runner: OnnxRunner, config: ServerConfig) -> None:
+    limits = runner.limits
+    if not runner.fits(Extent(1, limits.max_target_tokens, limits.max_source_tokens)):
+        raise ValueError(
+            f"--cache-memory-mib {config.cache_memory_mib} does not hold the longest sentence that "
+            f"{bundle.path} takes, of {limits.max_source_tokens} tokens; give it more"
+        )
 
 
 def _tokenizer(bundle: Bundle, file: str, vocabulary_size: int) -> Tokenizer:

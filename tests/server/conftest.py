@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +20,7 @@ from dragoman_server.engine.messages import (
     Request,
     output_limit,
 )
-from dragoman_server.engine.runner import FloatArray, IntArray, RunnerLimits, SlotCopy
+from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.telemetry import Observer, Telemetry
@@ -43,16 +45,37 @@ class ScriptedRunner:
     """Keeps source and history per slot, so that a wrong or missing slot copy changes the translation."""
 
     def __init__(
-        self, max_rows: int = 8, vocabulary_size: int = 9, max_source: int = 64, max_target: int = 40
+        self,
+        max_rows: int = 8,
+        vocabulary_size: int = 9,
+        max_source: int = 64,
+        max_target: int = 40,
+        max_cells: float = math.inf,
     ) -> None:
         self.limits = RunnerLimits(max_rows, max_source, max_target, vocabulary_size)
         self.memory: list[tuple[int, ...] | None] = [None] * max_rows
         self.history = np.full((max_rows, max_target), POISON, dtype=np.int64)
+        self.max_cells = max_cells
+        """Positions of all rows together, of source and history, that there is memory for."""
+        self.reserved = Extent(0, 0, 0)
         self.encoded: list[list[tuple[int, ...]]] = []
         self.copied: list[SlotCopy] = []
         self.rows: list[int] = []
 
+    def fits(self, extent: Extent) -> bool:
+        cells = extent.rows * (extent.positions + extent.source_positions)
+        return extent.rows <= self.limits.max_rows and cells <= self.max_cells
+
+    def reserve(self, extent: Extent) -> None:
+        """What lies beyond `extent` is lost."""
+        assert self.fits(extent)
+        self.reserved = extent
+        self.memory[extent.rows :] = [None] * (self.limits.max_rows - extent.rows)
+        self.history[extent.rows :] = POISON
+        self.history[:, extent.positions :] = POISON
+
     def encode(self, sources: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> None:
+        self._grow(Extent(1 + max(map(max, slots)), 1, max(map(len, sources))))
         self.encoded.append([tuple(source) for source in sources])
         for source, held in zip(sources, slots, strict=True):
             for slot in held:
@@ -62,6 +85,7 @@ class ScriptedRunner:
     def step(self, tokens: IntArray, lengths: IntArray, top_k: int) -> tuple[FloatArray, IntArray]:
         assert 1 <= len(tokens) == len(lengths) <= self.limits.max_rows
         assert top_k <= self.limits.vocabulary_size
+        self._grow(Extent(len(tokens), 1 + int(lengths.max()), 1))
         self.rows.append(len(tokens))
         results = [self._row(slot, *row) for slot, row in enumerate(zip(tokens, lengths, strict=True))]
         log_probs = np.stack(results)
@@ -76,6 +100,10 @@ class ScriptedRunner:
                 self.memory[copy.target] = self.memory[copy.source]
             positions = slice(copy.start, copy.stop)
             self.history[copy.target, positions] = self.history[copy.source, positions]
+
+    def _grow(self, needed: Extent) -> None:
+        self.reserved = Extent(*map(max, zip(astuple(self.reserved), astuple(needed), strict=True)))
+        assert self.fits(self.reserved)
 
     def _row(self, slot: int, token: int, length: int) -> FloatArray:
         source = self.memory[slot]

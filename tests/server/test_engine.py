@@ -137,6 +137,20 @@ def test_what_cannot_fit_is_refused_by_its_field(scripted_runner, caller, source
         assert engine.stats().unanswered == 0
 
 
+def test_what_needs_more_memory_than_there_is_is_refused(scripted_runner, caller):
+    with engine_of(scripted_runner(max_cells=2 * (10 + 20))) as engine:
+        for beam_size, length, fits in ((2, 10, True), (3, 10, False), (2, 11, False)):
+            options = DecodingOptions(beam_size=beam_size, max_output_tokens=20)
+            one = caller((3,) * length, options)
+            if fits:
+                engine.submit(one.request)
+                continue
+            with pytest.raises(InvalidRequestError, match="more memory") as refusal:
+                engine.submit(one.request)
+            assert refusal.value.field == "beam_size"
+        assert engine.drain(PATIENCE)
+
+
 @pytest.mark.parametrize(
     ("source_tokens", "asked", "expected"), [(5, None, 30), (64, None, 40), (5, 7, 7), (64, 1000, 40)]
 )

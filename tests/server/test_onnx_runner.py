@@ -19,8 +19,7 @@ from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
-from dragoman_server.engine.runner import FloatArray, SlotCopy
-from dragoman_server.engine.slab import Extent
+from dragoman_server.engine.runner import Extent, FloatArray, SlotCopy
 from dragoman_server.errors import BundleError
 from dragoman_server.manifest import Dimensions, Gate, Graphs, Limits, Manifest, SpecialIds, Tokenizers
 
@@ -166,7 +165,7 @@ def test_a_copy_without_memory_keeps_the_targets_source(make_runner: Callable[[]
 
 def test_growth_keeps_what_is_there(make_runner: Callable[[], OnnxRunner]) -> None:
     growing, full = make_runner(), make_runner()
-    full._slab.reserve(Extent(MAX_ROWS, MAX_TOKENS, MAX_TOKENS))
+    full.reserve(Extent(MAX_ROWS, MAX_TOKENS, MAX_TOKENS))
     assert full._slab.extent != growing._slab.extent
     tokens = np.random.default_rng(0).integers(4, VOCABULARY, (MAX_ROWS, MAX_TOKENS)).tolist()
     long = [*tokens[0][:-1], 3]
@@ -182,6 +181,23 @@ def test_growth_keeps_what_is_there(make_runner: Callable[[], OnnxRunner]) -> No
         last.append(result[0])
     assert_same(last[:1], last[1:])
     assert growing._slab.extent == full._slab.extent
+
+
+def test_room_that_is_taken_elsewhere_keeps_what_is_in_use(make_runner: Callable[[], OnnxRunner]) -> None:
+    straight = make_runner()
+    straight.encode([SOURCE], [[0]])
+    expected = feed(straight, [[2, 8, 9, 10, 11, 12]])
+    runner = make_runner()
+    runner._slab._max_bytes = runner._slab.bytes(Extent(MAX_ROWS, 16, 16))
+    assert not runner.fits(Extent(MAX_ROWS, MAX_TOKENS, 16))
+    assert runner.fits(Extent(4, MAX_TOKENS, MAX_TOKENS))
+    runner.encode([SOURCE] * MAX_ROWS, [[row] for row in range(MAX_ROWS)])
+    assert_same(
+        feed(runner, [[2, 8, 9]] * MAX_ROWS), [np.repeat(row, MAX_ROWS, axis=0) for row in expected[:3]]
+    )
+    runner.reserve(Extent(4, MAX_TOKENS, MAX_TOKENS))
+    assert runner._slab.extent.rows == 4
+    assert_same(feed(runner, [[10, 11, 12]] * 4, 3), [np.repeat(row, 4, axis=0) for row in expected[3:]])
 
 
 def test_rows_in_any_number_do_not_disturb_each_other(make_runner: Callable[[], OnnxRunner]) -> None:

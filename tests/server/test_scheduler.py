@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman_server.engine.messages import DecodingOptions
+from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.scheduler import (
     MAX_ENCODER_TOKENS,
     MAX_PADDING,
@@ -14,6 +15,14 @@ from dragoman_server.engine.scheduler import (
     batches_of_similar_length,
 )
 from dragoman_server.errors import QueueFullError
+
+NOTHING = Extent(0, 0, 0)
+
+
+def admit(scheduler, free_slots, now):
+    """The batches of a worker that has so many slots, and memory for whatever is in them."""
+    return scheduler.admit(NOTHING, lambda extent: extent.rows <= free_slots, now)
+
 
 shapes = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 8)), max_size=40)
 
@@ -43,7 +52,7 @@ def queued(make_requests):
 def test_nobody_is_overtaken_and_nothing_exceeds_its_bound(queued, pairs, free):
     scheduler, expected = queued(pairs)
     for slots in free:
-        batch = [request for part in scheduler.admit(slots, now=1.0) for request in part]
+        batch = [request for part in admit(scheduler, slots, now=1.0) for request in part]
         front, expected = expected[: len(batch)], expected[len(batch) :]
         assert set(batch) == set(front)
         assert sum(request.options.beam_size for request in batch) <= slots
@@ -55,8 +64,24 @@ def test_nobody_is_overtaken_and_nothing_exceeds_its_bound(queued, pairs, free):
 def test_the_oldest_is_in_the_next_batch_that_can_hold_it(queued, pairs):
     scheduler, requests = queued(pairs)
     oldest = requests[0]
-    assert scheduler.admit(oldest.options.beam_size - 1, now=0.0) == []
-    assert any(oldest in batch for batch in scheduler.admit(oldest.options.beam_size, now=0.0))
+    assert admit(scheduler, oldest.options.beam_size - 1, now=0.0) == []
+    assert any(oldest in batch for batch in admit(scheduler, oldest.options.beam_size, now=0.0))
+
+
+@given(shapes, st.integers(0, 20), st.integers(1, 4000))
+def test_what_is_admitted_fits_at_its_greatest_length_beside_what_is_held(queued, pairs, rows, cells):
+    scheduler, requests = queued(pairs)
+    held = Extent(rows, 10, 10)
+
+    def fits(extent):
+        return extent.rows * (extent.positions + extent.source_positions) <= cells
+
+    admitted = [request for batch in scheduler.admit(held, fits, now=0.0) for request in batch]
+    together = [(rows, 10, 10)]
+    together += [(r.options.beam_size, r.max_output_tokens, len(r.source)) for r in requests[: len(admitted)]]
+    beams, outputs, sources = zip(*together, strict=True)
+    assert set(admitted) == set(requests[: len(admitted)])
+    assert not admitted or sum(beams) * (max(outputs) + max(sources)) <= cells
 
 
 @given(shapes)
@@ -64,7 +89,7 @@ def test_every_wait_is_bounded_by_the_place_in_the_queue(queued, pairs):
     scheduler, requests = queued(pairs)
     admitted = set()
     for place, request in enumerate(requests):
-        for batch in scheduler.admit(8, now=0.0):
+        for batch in admit(scheduler, 8, now=0.0):
             admitted.update(batch)
         assert request in admitted, f"place {place} waited for more than {place + 1} admissions"
 
@@ -89,7 +114,7 @@ def test_the_queue_refuses_exactly_what_exceeds_it(make_requests):
             scheduler.add(request)
         assert refusal.value.retry_after_seconds > 0
     assert len(scheduler) == 3
-    assert scheduler.admit(1, now=0.0) == [requests[:1]]
+    assert admit(scheduler, 1, now=0.0) == [requests[:1]]
     scheduler.add(requests[3])
     assert len(scheduler) == 3
 
@@ -101,7 +126,7 @@ def test_the_retry_hint_follows_the_pace_of_admission(make_requests):
             (request,) = make_requests([(4, 1)])
             request.arrived = float(number)
             scheduler.add(request)
-            scheduler.admit(1, now=number + seconds)
+            admit(scheduler, 1, now=number + seconds)
         return scheduler.retry_after
 
     assert hint(0.0) == pytest.approx(0.05)  # never at once
@@ -128,7 +153,7 @@ def test_the_gone_are_dropped_once_and_never_admitted(caller, deadlines, times, 
         assert len(dropped) == len(set(dropped))
         assert set(dropped) == cancelled | late
         waiting = [request for request in waiting if request not in dropped]
-        admitted = {request for batch in scheduler.admit(8, now) for request in batch}
+        admitted = {request for batch in admit(scheduler, 8, now) for request in batch}
         assert admitted <= set(waiting)
         waiting = [request for request in waiting if request not in admitted]
     assert len(scheduler) == len(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_server.engine.runner import SlotCopy
-from dragoman_server.engine.slab import Extent, Slab
+from dragoman_server.engine.runner import Extent, SlotCopy
+from dragoman_server.engine.slab import Slab
 from dragoman_server.state_tensor import StateTensor
 
 LIMITS = Extent(rows=20, positions=40, source_positions=50)
@@ -69,16 +70,16 @@ def test_any_history_leaves_what_full_arrays_would_hold(actions: list[Any]) -> N
     slab, full = Slab(STATE, LIMITS), FullSlab()
     for number, action in enumerate(actions, start=1):
         if isinstance(action, SlotCopy):
-            slab.reserve(Extent(1 + max(action.source, action.target), action.stop, 1))
+            slab.grow(Extent(1 + max(action.source, action.target), action.stop, 1))
             slab.copy([action])
             full.copy(action)
         elif isinstance(action[0], int):
             row, length = action
-            slab.reserve(Extent(row + 1, length, 1))
+            slab.grow(Extent(row + 1, length, 1))
             write_caches(slab, full, row, length, number)
         else:
             targets, length = action
-            slab.reserve(Extent(1 + max(targets), 1, length))
+            slab.grow(Extent(1 + max(targets), 1, length))
             store_memory(slab, full, targets, length, number)
     extent = slab.extent
     kept = full.cache[: extent.rows, : extent.positions].swapaxes(1, 2)
@@ -90,17 +91,72 @@ def test_any_history_leaves_what_full_arrays_would_hold(actions: list[Any]) -> N
     np.testing.assert_array_equal(slab.source_lengths, full.lengths)
 
 
-@given(needed=st.builds(Extent, rows.map(lambda row: row + 1), st.integers(1, 40), st.integers(1, 50)))
-def test_what_is_reserved_is_there_and_no_more_than_twice_or_the_first_size(needed: Extent) -> None:
+extents = st.builds(Extent, rows.map(lambda row: row + 1), st.integers(1, 40), st.integers(1, 50))
+
+
+@given(extents)
+def test_what_grows_is_there_and_no_more_than_twice_or_the_first_step(needed: Extent) -> None:
     slab = Slab(STATE, LIMITS)
-    slab.reserve(needed)
+    slab.grow(needed)
     assert slab.extent.covers(needed)
     assert LIMITS.covers(slab.extent)
     assert slab.extent.positions <= max(16, 2 * needed.positions)
-    assert not slab.reserve(needed)
 
 
 @pytest.mark.parametrize("needed", [Extent(21, 1, 1), Extent(1, 41, 1), Extent(1, 1, 51)])
 def test_more_than_the_limits_is_refused(needed: Extent) -> None:
-    with pytest.raises(ValueError, match="exceeds what the model can hold"):
-        Slab(STATE, LIMITS).reserve(needed)
+    slab = Slab(STATE, LIMITS)
+    assert not slab.fits(needed)
+    for make_room in (slab.grow, slab.reserve):
+        with pytest.raises(ValueError, match=r"Extent\(.* exceeds|does not fit"):
+            make_room(needed)
+
+
+def taken(slab: Slab) -> int:
+    """Bytes of all arrays."""
+    return sum(array.nbytes for array in slab.arrays.values())
+
+
+@given(st.lists(extents, min_size=1, max_size=20), st.integers(0, 60_000))
+def test_reserved_room_keeps_its_content_and_the_budget(several: list[Extent], budget: int) -> None:
+    replaced: list[int] = []
+    slab = Slab(STATE, LIMITS, budget, before_resize=lambda: replaced.append(1))
+    previous, written = Extent(0, 0, 0), 0
+    for number, used in enumerate(several, start=1):
+        if not slab.fits(used):
+            with pytest.raises(ValueError, match="does not fit"):
+                slab.reserve(used)
+            continue
+        before, resizes = dict(slab.arrays), len(replaced)
+        slab.reserve(used)
+        assert slab.extent.covers(used)
+        assert taken(slab) == slab.bytes(slab.extent) <= budget
+        assert (len(replaced) > resizes) == any(slab.arrays[name] is not before[name] for name in before)
+        kept = Extent(*map(min, zip(astuple(previous), astuple(used), strict=True)))
+        assert (slab.arrays["cache"][: kept.rows, :, : kept.positions] == written).all()
+        assert (slab.arrays["memory"][: kept.rows, : kept.source_positions] == written).all()
+        slab.arrays["cache"][: used.rows, :, : used.positions] = number
+        slab.arrays["memory"][: used.rows, : used.source_positions] = number
+        previous, written = used, number
+
+
+@given(extents, extents)
+def test_what_fits_still_fits_when_something_smaller_does_not_need_it(one: Extent, other: Extent) -> None:
+    slab = Slab(STATE, LIMITS, max_bytes=20_000)
+    smaller = Extent(*map(min, zip(astuple(one), astuple(other), strict=True)))
+    assert not slab.fits(one) or slab.fits(smaller)
+
+
+def test_room_that_is_not_used_for_long_is_given_back() -> None:
+    slab = Slab(STATE, LIMITS)
+    slab.reserve(LIMITS)
+    full, small = taken(slab), Extent(4, 10, 10)
+    for _ in range(256):
+        slab.reserve(small)
+    assert taken(slab) == full
+    slab.reserve(Extent(20, 10, 10))  # in use again: the count begins anew
+    for _ in range(256):
+        slab.reserve(small)
+    assert taken(slab) == full
+    slab.reserve(small)
+    assert slab.extent == Extent(4, 16, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -25,14 +26,16 @@ def decoding_options(draw):
 
 
 sources = st.lists(st.integers(3, 90), min_size=1, max_size=12).map(tuple)
+memories = st.sampled_from([math.inf, 5 * (12 + 40)])
+"""Without bound, or for no more than the largest of the requests below."""
 requests = st.lists(st.tuples(sources, decoding_options()), min_size=1, max_size=8)
 
 
-@given(requests)
-@settings(deadline=None, max_examples=40)
-def test_a_batch_gives_what_each_request_gives_alone(bench_of, scripted_runner, caller, several):
+@given(requests, memories)
+@settings(deadline=None, max_examples=60)
+def test_a_batch_gives_what_each_request_gives_alone(bench_of, scripted_runner, caller, several, memory):
     together = [caller(*one) for one in several]
-    bench = bench_of(scripted_runner())
+    bench = bench_of(scripted_runner(max_cells=memory))
     bench.put(*together)
     bench.finish()
     for one, beside_others in zip(several, together, strict=True):
@@ -50,10 +53,12 @@ action = st.one_of(
 )
 
 
-@given(st.lists(action, max_size=30))
-@settings(deadline=None, max_examples=80)
-def test_random_traces_leak_nothing_and_answer_everyone_once(bench_of, scripted_runner, caller, trace):
-    bench, callers, cancelled = bench_of(scripted_runner()), [], set()
+@given(st.lists(action, max_size=30), memories)
+@settings(deadline=None, max_examples=100)
+def test_random_traces_leak_nothing_and_answer_everyone_once(
+    bench_of, scripted_runner, caller, trace, memory
+):
+    bench, callers, cancelled = bench_of(scripted_runner(max_cells=memory)), [], set()
     for kind, *arguments in trace:
         if kind == "put":
             source, options, seconds = arguments
@@ -192,3 +197,30 @@ def test_a_bound_on_the_output_is_kept_and_reported(bench_of, endless_runner, ca
     assert [len(hypothesis.tokens) for hypothesis in one.end.hypotheses] == [5, 5, 5]
     assert {hypothesis.finish_reason for hypothesis in one.end.hypotheses} == {FinishReason.LENGTH}
     assert len(bench.runner.rows) == 5
+
+
+def test_a_long_request_waits_until_there_is_memory_and_gaps_are_closed_for_it(
+    bench_of, endless_runner, caller
+):
+    bench = bench_of(endless_runner(max_cells=5 * 50))
+    short = DecodingOptions(beam_size=1, max_output_tokens=20)
+    several = [caller((number,), short) for number in range(3, 11)]
+    long = caller((5,) * 30, DecodingOptions(beam_size=4, max_output_tokens=15))
+    bench.put(*several)
+    bench.worker.step()
+    assert bench.runner.rows == [8]
+    bench.put(long)
+    bench.worker.step()
+    assert bench.queue.waiting == 1
+    for one in several[:-1]:  # the last one's row lies behind seven gaps
+        bench.queue.cancel(one.request)
+    bench.worker.step()
+    assert bench.queue.waiting == 0
+    assert bench.runner.rows == [8, 8, 5]
+    assert bench.runner.reserved.rows == 5
+    bench.finish()
+    alone = caller((10,), short)
+    fresh = bench_of(endless_runner())
+    fresh.put(alone)
+    fresh.finish()
+    assert several[-1].end.hypotheses == alone.end.hypotheses

@@ -99,6 +99,14 @@ def sentences(corpus: Path) -> list[str]:
     return (corpus / "test.en").read_text(encoding="utf-8").splitlines()[:80]
 
 
+def test_a_server_without_room_for_the_longest_sentence_does_not_start(bundle: Path) -> None:
+    words = ["serve", "--models", bundle.parent.parent, "--port", 0, "--cache-memory-mib", 1, "--workers", 1]
+    done = subprocess.run([*DRAGOMAN, *map(str, words)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    [error] = [line for line in done.stderr.splitlines() if " INFO " not in line]
+    assert "--cache-memory-mib 1 does not hold the longest sentence" in error
+
+
 def reference(checkpoint: Checkpoint, text: str, beam_size: int) -> str:
     source = [*checkpoint.source_tokenizer.encode(text), 3]
     limit = output_limit(len(source))

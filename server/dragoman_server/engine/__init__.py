@@ -17,7 +17,7 @@ from dragoman_server.engine.messages import (
     Request,
     Timing,
 )
-from dragoman_server.engine.runner import Runner, RunnerLimits, SlotCopy
+from dragoman_server.engine.runner import Extent, Runner, RunnerLimits, SlotCopy
 from dragoman_server.engine.telemetry import (
     EncodeRecord,
     EngineStats,
@@ -34,6 +34,7 @@ __all__ = [
     "Engine",
     "EngineStats",
     "Event",
+    "Extent",
     "Failed",
     "FinishReason",
     "FinishRecord",

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from dragoman_server.engine.messages import Request, output_limit
-from dragoman_server.engine.runner import Runner, RunnerLimits
+from dragoman_server.engine.runner import Extent, Runner, RunnerLimits
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.telemetry import EngineStats, Observer, Telemetry
@@ -48,6 +48,7 @@ class Engine:
             raise ValueError("an engine needs at least one runner")
         self._slots = sum(runner.limits.max_rows for runner in runners)
         self._limits = _limits_of_all(runners)
+        self._runners = tuple(runners)
         self._telemetry = Telemetry(observer)
         self._queue = SharedQueue(Scheduler(max_queue), workers=len(runners))
         self._workers = [
@@ -73,7 +74,7 @@ class Engine:
         Sets the request's `arrived` and `max_output_tokens`.
 
         Raises:
-            InvalidRequestError: `source` or `beam_size` does not fit the runners.
+            InvalidRequestError: `source` or `beam_size` does not fit the runners, or their memory.
             QueueFullError: too many requests wait; it says when to retry.
             ShuttingDownError: after `drain` or `close`.
         """
@@ -82,6 +83,7 @@ class Engine:
         if request.options.max_output_tokens is not None:
             bounds.append(request.options.max_output_tokens)
         request.max_output_tokens = min(bounds)
+        self._check_memory(request)
         request.arrived = time.monotonic()
         try:
             self._queue.put(request)
@@ -149,6 +151,17 @@ class Engine:
         if request.options.beam_size > limits.max_rows:
             raise InvalidRequestError(
                 "beam_size", f"is {request.options.beam_size}; this server's limit is {limits.max_rows}"
+            )
+
+    def _check_memory(self, request: Request) -> None:
+        beam_size = request.options.beam_size
+        needed = Extent(beam_size, request.max_output_tokens, len(request.source))
+        if not all(runner.fits(needed) for runner in self._runners):
+            raise InvalidRequestError(
+                "beam_size",
+                f"{beam_size} hypotheses of up to {request.max_output_tokens} tokens, for a source of "
+                f"{len(request.source)}, need more memory than this server gives them; ask for a smaller "
+                "beam or send shorter sentences",
             )
 
 

@@ -7,6 +7,7 @@ into them, and the runtime adds to the caches in place.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.runner import FloatArray, IntArray, RunnerLimits, SlotCopy
-from dragoman_server.engine.slab import Extent, Slab
+from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
+from dragoman_server.engine.slab import Slab
 from dragoman_server.errors import BundleError
 from dragoman_server.manifest import Manifest
 from dragoman_server.state_tensor import StateTensor
@@ -174,9 +175,10 @@ class OnnxRunner:
     Args:
         model: Sessions, which other runners may use at the same time.
         max_rows: Slots.
+        max_bytes: For what the decoder keeps of all slots.
     """
 
-    def __init__(self, model: LoadedModel, max_rows: int) -> None:
+    def __init__(self, model: LoadedModel, max_rows: int, max_bytes: float = math.inf) -> None:
         manifest = model.manifest
         self._model = model
         self._limits = RunnerLimits(
@@ -187,15 +189,28 @@ class OnnxRunner:
         )
         self._memory_names = [tensor.name for tensor in model.state if tensor.kind == "memory"]
         extent = Extent(max_rows, self._limits.max_target_tokens, self._limits.max_source_tokens)
-        self._slab = Slab(model.state, extent)
+        self._bindings: dict[tuple[int, int], _Binding] = {}
+        # Bindings hold arrays, which are to be gone before there are new ones.
+        self._slab = Slab(model.state, extent, max_bytes, before_resize=self._bindings.clear)
         self._tokens = np.zeros((max_rows, 1), np.int64)
         self._lengths = np.zeros(max_rows, np.int32)
-        self._bindings: dict[tuple[int, int], _Binding] = {}
 
     @property
     def limits(self) -> RunnerLimits:
         """Bounds of rows, source and target lengths."""
         return self._limits
+
+    def fits(self, extent: Extent) -> bool:
+        """Whether there is memory for `extent`; if so there is for every smaller one."""
+        return self._slab.fits(extent)
+
+    def reserve(self, extent: Extent) -> None:
+        """Make room for `extent`, which holds all that is in use; what lies beyond may be lost.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        self._slab.reserve(extent)
 
     def encode(self, sources: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> None:
         """Encode a batch; leave the memory of `sources[i]` in every slot of `slots[i]`, history empty.
@@ -206,7 +221,7 @@ class OnnxRunner:
         lengths = [len(source) for source in sources]
         if min(lengths) < 1:
             raise ValueError("a source must have at least one token")
-        self._reserve(rows=1 + max(map(max, slots)), source_positions=max(lengths))
+        self._slab.grow(Extent(1 + max(map(max, slots)), 1, max(lengths)))
         ids = np.full((len(sources), max(lengths)), self._model.manifest.special_ids.pad, np.int64)
         for row, source in zip(ids, sources, strict=True):
             row[: len(source)] = source
@@ -221,7 +236,7 @@ class OnnxRunner:
             ValueError: there are more rows than slots, or a row is as long as the limit already.
         """
         rows = len(tokens)
-        self._reserve(rows=rows, positions=1 + int(lengths.max()))
+        self._slab.grow(Extent(rows, 1 + int(lengths.max()), 1))
         self._tokens[:rows, 0] = tokens
         self._lengths[:rows] = lengths
         binding = self._binding(rows, top_k)
@@ -231,12 +246,8 @@ class OnnxRunner:
     def copy(self, copies: Sequence[SlotCopy]) -> None:
         """Carry out copies; no slot is both a source and a target among them."""
         rows = (max(copy.source, copy.target) for copy in copies)
-        self._reserve(rows=1 + max(rows, default=0))
+        self._slab.grow(Extent(1 + max(rows, default=0), 1, 1))
         self._slab.copy(copies)
-
-    def _reserve(self, rows: int, positions: int = 1, source_positions: int = 1) -> None:
-        if self._slab.reserve(Extent(rows, positions, source_positions)):
-            self._bindings.clear()
 
     def _binding(self, rows: int, top_k: int) -> _Binding:
         if (rows, top_k) not in self._bindings:

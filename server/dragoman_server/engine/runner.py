@@ -1,4 +1,4 @@
-"""What the engine asks of whatever executes the network: three verbs over slots.
+"""What the engine asks of whatever executes the network: verbs over slots.
 
 A slot is one row of the decoder's state: one hypothesis. Slots are numbered from 0; a step runs rows
 `0 .. n - 1`, so the engine keeps the slots it uses at the front.
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "IntArray", "Runner", "RunnerLimits", "SlotCopy"]
+__all__ = ["Extent", "FloatArray", "IntArray", "Runner", "RunnerLimits", "SlotCopy"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -30,6 +30,31 @@ class RunnerLimits:
     """Positions of the decoder, the start token included in the count of inputs."""
     vocabulary_size: int
     """Of the target side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of the decoder's state is meant: a box, since every row has room for the longest."""
+
+    rows: int
+    """Slots, counted from 0."""
+    positions: int
+    """Of the decoder's history."""
+    source_positions: int
+
+    def covers(self, other: Extent) -> bool:
+        """Whether `other` lies in this extent."""
+        return (
+            self.rows >= other.rows
+            and self.positions >= other.positions
+            and self.source_positions >= other.source_positions
+        )
+
+    def joined_by(self, rows: int, positions: int, source_positions: int) -> Extent:
+        """This extent with that many rows more, of that length."""
+        return Extent(
+            self.rows + rows, max(self.positions, positions), max(self.source_positions, source_positions)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +75,15 @@ class Runner(Protocol):
     @property
     def limits(self) -> RunnerLimits:
         """Bounds of rows, source and target lengths."""
+
+    def fits(self, extent: Extent) -> bool:
+        """Whether there is memory for `extent`; if so there is for every smaller one."""
+
+    def reserve(self, extent: Extent) -> None:
+        """Make room for `extent`, which holds all that is in use; what lies beyond may be lost.
+
+        The other verbs make the room that they need, too, but never at the cost of what is there.
+        """
 
     def encode(self, sources: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> None:
         """Encode a batch; leave the memory of `sources[i]` in every slot of `slots[i]`, history empty."""

@@ -1,16 +1,18 @@
 """Who waits and who is admitted: pure policy, without arrays, threads or a clock (time is an argument).
 
 Admission is strictly first in, first out, so the oldest request's wait is bounded: while it does not fit
-into the free slots, nobody passes it. What is admitted together is encoded in batches of similar length.
+into the free slots and memory, nobody passes it. What is admitted together is encoded in batches of similar
+length.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dragoman_server.engine.messages import Request
+from dragoman_server.engine.runner import Extent
 from dragoman_server.errors import QueueFullError
 
 __all__ = ["MAX_ENCODER_TOKENS", "MAX_PADDING", "Scheduler", "batches_of_similar_length", "is_expired"]
@@ -115,18 +117,21 @@ class Scheduler:
             self._earliest_deadline = min((d for d in deadlines if d is not None), default=math.inf)
         return dropped
 
-    def admit(self, free_slots: int, now: float, share: int | None = None) -> list[list[Request]]:
+    def admit(
+        self, held: Extent, fits: Callable[[Extent], bool], now: float, share: float = math.inf
+    ) -> list[list[Request]]:
         """Take out the oldest requests that fit, as encoder batches.
 
-        A request fits while its beam finds free slots and the sources admitted hold at most
-        `MAX_ENCODER_TOKENS` together; the oldest fits at any length.
+        A request fits while there is room for its whole beam at its greatest length, whatever becomes of the
+        others, and the sources admitted hold at most `MAX_ENCODER_TOKENS` together; where there is room, the
+        oldest fits at any length.
 
         Args:
-            free_slots: Never exceeded.
+            held: What those admitted before may come to need.
+            fits: Whether there is room for so much.
             now: The time.
-            share: Slots at which to stop admitting, `free_slots` by default; the last request may exceed it.
+            share: Slots at which to stop admitting; the last request may exceed it.
         """
-        share = free_slots if share is None else share
         admitted: list[Request] = []
         slots = tokens = 0
         for request in self._waiting:
@@ -134,7 +139,8 @@ class Scheduler:
                 break
             slots += request.options.beam_size
             tokens += len(request.source)
-            if slots > free_slots or (admitted and tokens > MAX_ENCODER_TOKENS):
+            held = held.joined_by(request.options.beam_size, request.max_output_tokens, len(request.source))
+            if not fits(held) or (admitted and tokens > MAX_ENCODER_TOKENS):
                 break
             admitted.append(request)
         for request in admitted:

@@ -131,6 +131,10 @@ class Search:
         """
         return self._next[:rows], self._lengths[:rows]
 
+    def longest(self) -> int:
+        """Tokens of the longest live hypothesis."""
+        return int(self._lengths.max())
+
     def idle(self, rows: int) -> int:
         """How many of the first slots have no live hypothesis."""
         return rows - int(np.count_nonzero(self._log_probs[:rows] > -np.inf))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dragoman_server.engine.messages import Request
+from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.errors import ShuttingDownError
 
@@ -91,19 +93,25 @@ class SharedQueue:
         with self._work:
             return self._stopped
 
-    def take(self, worker: int, held_slots: int, free_slots: int, now: float) -> Intake:
+    def take(self, worker: int, held: Extent, fits: Callable[[Extent], bool], now: float) -> Intake:
         """Take what a worker has to deal with before its next step.
 
         Workers fill up evenly: two half-full batches on two cores are faster than one full batch on one. The
-        worker that holds least always gets something, so nobody waits for longer than its next step.
+        worker that holds least gets something whenever anything fits, so nobody waits longer than that.
+
+        Args:
+            worker: Its number.
+            held: What its requests may come to need.
+            fits: Whether it has room for so much.
+            now: The time.
         """
         with self._work:
-            self._held[worker] = held_slots
+            self._held[worker] = held.rows
             dropped = self._scheduler.drop(now)
             wanted = sum(self._held) + self._scheduler.waiting_slots
-            share = math.ceil(wanted / len(self._held)) - held_slots
+            share = math.ceil(wanted / len(self._held)) - held.rows
             waiting_before = self._scheduler.waiting_slots
-            batches = self._scheduler.admit(free_slots, now, share)
+            batches = self._scheduler.admit(held, fits, now, share)
             self._held[worker] += waiting_before - self._scheduler.waiting_slots
             return Intake(dropped, batches)
 

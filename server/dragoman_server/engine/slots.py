@@ -21,15 +21,15 @@ class SlotPool:
         return len(self._used)
 
     @property
-    def free(self) -> int:
-        """Slots not taken."""
-        return self.size - len(self._used)
+    def span(self) -> int:
+        """Slots up to the last one taken, gaps included."""
+        return 1 + max(self._used, default=-1)
 
     def take(self, count: int) -> tuple[int, ...]:
         """Take the lowest free slots, so that new rows fill the gaps between the old ones.
 
         Args:
-            count: At most `free`.
+            count: At most those that are not taken.
         """
         slots = tuple(islice((slot for slot in range(self.size) if slot not in self._used), count))
         self._used.update(slots)

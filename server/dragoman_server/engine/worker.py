@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dragoman_server.engine.messages import Event, Failed, Finished, Progress, Request, Timing
-from dragoman_server.engine.runner import FloatArray, IntArray, Runner
+from dragoman_server.engine.runner import Extent, FloatArray, IntArray, Runner
 from dragoman_server.engine.scheduler import is_expired
 from dragoman_server.engine.search import Beam, Search
 from dragoman_server.engine.shared_queue import SharedQueue
@@ -106,17 +106,37 @@ class Worker:
         for decoding in list(self._decoding):
             if decoding.request.cancelled or is_expired(decoding.request, now):
                 self._leave(decoding, Failed(_why_gone(decoding.request)))
-        intake = self._queue.take(self._number, self._slots.in_use, self._slots.free, now)
+        intake = self._queue.take(self._number, self._promised(), self._runner.fits, now)
         for request in intake.dropped:
             self._answer(request, Failed(_why_gone(request)))
         for batch in intake.batches:
             self._encode(batch, now)
 
+    def _promised(self) -> Extent:
+        """What the requests that decode may come to need: each its whole beam at its greatest length."""
+        requests = [decoding.request for decoding in self._decoding]
+        return Extent(
+            self._slots.in_use,
+            max((request.max_output_tokens for request in requests), default=0),
+            max((len(request.source) for request in requests), default=0),
+        )
+
+    def _used(self) -> Extent:
+        """What they need for the next step, gaps between their slots included."""
+        sources = (len(decoding.request.source) for decoding in self._decoding)
+        return Extent(self._slots.span, 1 + self._search.longest(), max(sources, default=0))
+
     def _encode(self, batch: list[Request], admitted: float) -> None:
-        slots = [self._slots.take(request.options.beam_size) for request in batch]
         sources = [request.source for request in batch]
+        used = self._used().joined_by(
+            sum(request.options.beam_size for request in batch), 1, max(map(len, sources))
+        )
+        if not self._runner.fits(used):
+            self._compact()  # without gaps it does fit: it was promised
+        slots = [self._slots.take(request.options.beam_size) for request in batch]
         started = self._clock()
         try:
+            self._runner.reserve(replace(used, rows=self._slots.span))
             self._runner.encode(sources, slots)
         except Exception as error:
             _log.exception("encoding %d requests failed", len(batch))
@@ -140,6 +160,7 @@ class Worker:
         idle = self._search.idle(rows)
         widest = max(decoding.beam.size for decoding in self._decoding)
         top_k = min(2 * widest, self._runner.limits.vocabulary_size)
+        self._runner.reserve(self._used())
         result = self._runner.step(tokens, lengths, top_k)
         self._telemetry.stepped(StepRecord(rows, idle, self._clock() - started))
         return result
