@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-import ctranslate2_peer
+import ctranslate2_convert
 import systems
 from dragoman_loadtest.machine import describe_machine
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
@@ -76,7 +76,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         peer = Path(folder) / "ctranslate2"
-        ctranslate2_peer.convert(checkpoint, peer)
+        ctranslate2_convert.convert(checkpoint, peer)
         for precision in sorted(bundle.manifest.precisions):
             for beam_size in options.beam:
                 with contextlib.ExitStack() as stack:

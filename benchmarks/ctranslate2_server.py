@@ -2,8 +2,10 @@
 
 Requests are gathered for a time window, or until a batch is full; a batch is decoded as a whole, and what
 comes meanwhile waits for the next. Prints a JSON line with its address when it is ready; SIGTERM ends it.
+Neither torch nor ONNX Runtime is in this process.
 
-    python benchmarks/ctranslate2_server.py --checkpoint DIR --precision int8 --window-ms 5
+    python benchmarks/ctranslate2_convert.py --checkpoint DIR --out MODEL
+    python benchmarks/ctranslate2_server.py --model MODEL --bundle DIR --precision int8 --window-ms 5
 """
 
 from __future__ import annotations
@@ -13,21 +15,20 @@ import asyncio
 import json
 import queue
 import signal
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from ctranslate2_peer import Peer, convert
-from dragoman_model.checkpoint import Checkpoint, load_checkpoint
+from ctranslate2_peer import Peer
+from dragoman_server.bundle import Bundle
 from dragoman_server.config import CallLimits
 from dragoman_server.engine import Failed, Finished, FinishReason, Hypothesis, Request, Timing
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
 from dragoman_server.service.server import GrpcServer
-from dragoman_server.tokenizer import EOS_ID
+from dragoman_server.tokenizer import EOS_ID, Tokenizer
 from dragoman_server.translator import Translator
 
 BATCH_TOKENS = 4096
@@ -94,20 +95,20 @@ class WindowBatcher:
             self._free.release()
 
 
-def served_model(checkpoint: Checkpoint, precision: str, batcher: WindowBatcher) -> ServedModel:
-    """The checkpoint's texts through `batcher`."""
-    limit = checkpoint.config.max_positions
+def served_model(bundle: Bundle, precision: str, batcher: WindowBatcher) -> ServedModel:
+    """The bundle's texts, tokenized by its tokenizers, through `batcher`."""
+    manifest = bundle.manifest
     description = ModelDescription(
         name="ctranslate2",
-        version="1",
-        source_languages=(checkpoint.source_language,),
-        target_languages=(checkpoint.target_language,),
-        architecture="transformer",
-        dimensions={key: value for key, value in asdict(checkpoint.config).items() if type(value) is int},
+        version=manifest.version,
+        source_languages=manifest.source_languages,
+        target_languages=manifest.target_languages,
+        architecture=manifest.architecture,
+        dimensions=asdict(manifest.dimensions),
         precision=precision,
         device="cpu",
-        max_source_tokens=limit,
-        max_output_tokens=limit,
+        max_source_tokens=manifest.limits.max_source_tokens,
+        max_output_tokens=manifest.limits.max_target_tokens,
         max_queue=1_000_000,
         manifest_sha256="",
         provenance="",
@@ -115,10 +116,10 @@ def served_model(checkpoint: Checkpoint, precision: str, batcher: WindowBatcher)
     )
     translator = Translator(
         batcher,
-        checkpoint.source_tokenizer,
-        checkpoint.target_tokenizer,
+        Tokenizer(bundle.read(manifest.tokenizers.source)),
+        Tokenizer(bundle.read(manifest.tokenizers.target)),
         eos_id=EOS_ID,
-        max_source_tokens=limit,
+        max_source_tokens=manifest.limits.max_source_tokens,
         max_segments=1_000_000,
     )
     return ServedModel(description, translator)
@@ -136,22 +137,20 @@ async def serve(model: ServedModel) -> None:
 
 
 def main() -> None:
-    """Convert, serve."""
+    """Serve."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="of CTranslate2")
+    parser.add_argument("--bundle", type=Path, required=True, help="whose tokenizers and names are used")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--window-ms", type=float, default=5.0)
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=choose_threads())
     options = parser.parse_args()
-    checkpoint = load_checkpoint(options.checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        convert(checkpoint, Path(folder) / "ctranslate2")
-        compute_type = {"fp32": "float32"}.get(options.precision, options.precision)
-        threads = max(1, choose_threads() // options.workers)
-        peer = Peer(Path(folder) / "ctranslate2", compute_type, workers=options.workers, threads=threads)
-        batcher = WindowBatcher(peer, options.workers, options.window_ms / 1e3, options.max_batch)
-        asyncio.run(serve(served_model(checkpoint, options.precision, batcher)))
+    compute_type = {"fp32": "float32"}.get(options.precision, options.precision)
+    threads = max(1, choose_threads() // options.workers)
+    peer = Peer(options.model, compute_type, workers=options.workers, threads=threads)
+    batcher = WindowBatcher(peer, options.workers, options.window_ms / 1e3, options.max_batch)
+    asyncio.run(serve(served_model(Bundle.open(options.bundle), options.precision, batcher)))
 
 
 if __name__ == "__main__":

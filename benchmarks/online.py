@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dragoman_loadtest.machine import describe_machine
-from serving import DRAGOMAN, Served, served, started
+from serving import DRAGOMAN, Served, ctranslate2_served, served
 
 
 def peak(server: Served, options: argparse.Namespace) -> dict[str, Any]:
@@ -51,11 +51,8 @@ def main() -> None:
     with served(options.bundle, "--precision", options.precision) as server:
         report["dragoman"] = peak(server, options)
     print("Dragoman", report["dragoman"]["rate"], sep="\t", flush=True)
-    script = str(Path(__file__).with_name("ctranslate2_server.py"))
     for window in options.window_ms:
-        words = [sys.executable, script, "--checkpoint", str(options.checkpoint)]
-        words += ["--precision", options.precision, "--window-ms", str(window)]
-        with started(words) as server:
+        with ctranslate2_served(options.checkpoint, options.bundle, options.precision, window) as server:
             report["ctranslate2"][str(window)] = peak(server, options)
         print(f"CTranslate2, {window:g} ms", report["ctranslate2"][str(window)]["rate"], sep="\t", flush=True)
     best = max(found["rate"] or 0.0 for found in report["ctranslate2"].values())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,14 @@ class Served:
 
     address: str
     metrics_address: str | None
+    process: int
+    """Its id."""
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory in MB: now, and at its highest."""
+        status = Path(f"/proc/{self.process}/status").read_text()
+        kilobytes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
+        return {"now": int(kilobytes["VmRSS"]) / 1e3, "peak": int(kilobytes["VmHWM"]) / 1e3}
 
     def metrics(self) -> dict[str, float]:
         """Every sample of the Prometheus endpoint, by its name with its labels."""
@@ -51,6 +61,20 @@ def served(bundle: Path, *flags: str) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
+def ctranslate2_served(checkpoint: Path, bundle: Path, precision: str, window_ms: float) -> Iterator[Served]:
+    """Serve the same weights by CTranslate2, gathering requests for `window_ms`."""
+    scripts = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(Path(folder) / "ctranslate2")
+        convert = [sys.executable, str(scripts / "ctranslate2_convert.py")]
+        subprocess.run([*convert, "--checkpoint", str(checkpoint), "--out", model], check=True)
+        words = [sys.executable, str(scripts / "ctranslate2_server.py"), "--model", model]
+        words += ["--bundle", str(bundle), "--precision", precision, "--window-ms", str(window_ms)]
+        with started(words) as server:
+            yield server
+
+
+@contextlib.contextmanager
 def started(words: Sequence[str]) -> Iterator[Served]:
     """Run a server that prints its addresses as JSON once it is ready; SIGTERM must end it with code 0."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -60,7 +84,7 @@ def started(words: Sequence[str]) -> Iterator[Served]:
         if not line:
             sys.exit("the server did not start")
         facts = json.loads(line)
-        yield Served(facts["address"], facts["metrics_address"])
+        yield Served(facts["address"], facts["metrics_address"], process.pid)
         process.send_signal(signal.SIGTERM)
         if process.wait(60) != 0:
             sys.exit(f"the server ended with exit code {process.returncode}")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, session_options
@@ -29,6 +28,8 @@ STEPS = 30
 
 def load(bundle: Bundle, precision: str, profile: Path | None) -> LoadedModel:
     """The graphs on one thread; the decode step profiled where `profile` names a folder."""
+    import onnxruntime  # not before the server's package, which switches its telemetry off
+
     graphs = bundle.manifest.precisions[precision]
     sessions = []
     for file in (graphs.encoder, graphs.decode_step):

@@ -141,7 +141,7 @@ def endpoint(bundle: Bundle, precision: str, rows: int) -> Iterator[System]:
 def ctranslate2(
     folder: Path, precision: str, splits: Sequence[tuple[int, int]], batch_tokens: Sequence[int]
 ) -> System:
-    """CTranslate2 with the model that `ctranslate2_peer.convert` left in `folder`."""
+    """CTranslate2 with the model that `ctranslate2_convert.convert` left in `folder`."""
     compute_type = {"fp32": "float32"}.get(precision, precision)
     settings: dict[str, Translate] = {}
 

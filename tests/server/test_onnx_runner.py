@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -210,6 +213,19 @@ def test_rows_in_any_number_do_not_disturb_each_other(make_runner: Callable[[], 
         tokens = np.full(rows, [2, 8, 9, 10, 11, 12][step])
         log_prob, _ = runner.step(tokens, np.full(rows, step), 5)
         np.testing.assert_allclose(log_prob[0], expected[step][0], atol=1e-5)
+
+
+def test_the_runtime_reports_to_nobody(bundle: Bundle, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from dragoman_server.bundle import Bundle
+from dragoman_server.engine.onnx_runner import load_model
+load_model(Bundle.open(Path({str(bundle.path)!r})))
+"""
+    # Nothing else of the environment: the runtime is silent of itself where a variable says that this is CI.
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runners_share_one_model_on_several_threads(make_runner: Callable[[], OnnxRunner]) -> None:
