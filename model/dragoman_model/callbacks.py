@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dragoman_model.dataset import Batch
 from dragoman_model.task import TranslationTask
 from dragoman_server.tokenizer import PAD_ID
 
-__all__ = ["RunProgress", "SaveRun", "Throughput"]
+__all__ = ["RunProgress", "SaveRun", "StopOnSignal", "Throughput"]
 
 
 class SaveRun(Callback):
@@ -61,9 +62,8 @@ class SaveRun(Callback):
         trainer.save_checkpoint(self.resume_file)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM arrives between batches: the state is whole, unless gradients wait for more batches."""
-        between_steps = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if isinstance(exception, SIGTERMException) and between_steps:
+        """A run that is told to stop does so between batches: the state is whole."""
+        if isinstance(exception, SIGTERMException) and _between_steps(trainer):
             trainer.save_checkpoint(self.resume_file)
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,6 +73,45 @@ class SaveRun(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restored with the run."""
         self.history = [(step, loss) for step, loss in state_dict["history"]]
+
+
+class StopOnSignal(Callback):
+    """Ends a run between two steps once one of its processes, or all of them, got SIGTERM or Ctrl-C.
+
+    Lightning's own handler sends and waits from within the signal, wherever training is at that moment: two
+    processes that are told by whoever manages both would wait for each other for ever.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._trainer: Trainer | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the handlers; Lightning puts back those of before the run."""
+        self._trainer = trainer
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def check(self) -> None:
+        """Stop, all processes at the same step; to be called before a batch is drawn, lest it be lost.
+
+        Raises:
+            SIGTERMException: one was told to.
+        """
+        trainer = self._trainer
+        if trainer is None or not _between_steps(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self._told, all=False):
+            raise SIGTERMException
+
+    def _note(self, *_: object) -> None:
+        self._told = True
+
+
+def _between_steps(trainer: Trainer) -> bool:
+    """Whether no gradients wait for the batches that complete their step."""
+    completed: int = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    return completed % trainer.accumulate_grad_batches == 0
 
 
 class Throughput(Callback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch.utils.data import IterableDataset
 
@@ -12,17 +12,26 @@ __all__ = ["TrainingBatches", "ValidationBatches"]
 
 
 class TrainingBatches(IterableDataset[Batch]):
-    """A stream of batches for Lightning, which saves and restores its position."""
+    """A stream of batches for Lightning, which saves and restores its position.
 
-    def __init__(self, stream: BatchStream) -> None:
+    Args:
+        stream: The batches.
+        before_each: Called before a batch is drawn; what it raises ends the run at that position.
+    """
+
+    def __init__(self, stream: BatchStream, before_each: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
+        self._before_each = before_each
 
     def __len__(self) -> int:
         """Practically endless; were it unknown, Lightning would fetch a batch ahead of the one in hand."""
         return 2**40
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._stream)
+        batches = iter(self._stream)
+        while True:
+            self._before_each()
+            yield next(batches)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""

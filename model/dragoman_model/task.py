@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -116,12 +116,15 @@ class TranslationTask(LightningModule):
             raise DivergenceError(f"a gradient is not finite at step {self.global_step}, first in {broken}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the generators that decide the dropout masks."""
-        checkpoint["generators"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        """Keep the generators that decide the dropout masks: those of every process."""
+        own = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        of_all = [cast("Tensor", self.all_gather(state)) for state in own]  # [processes, bytes], or [bytes]
+        tables = [states.cpu().reshape(-1, len(state)) for states, state in zip(of_all, own, strict=True)]
+        checkpoint["generators"] = [list(states) for states in zip(*tables, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the generators until training starts: setting up may draw from them."""
-        self._generators = checkpoint["generators"]
+        self._generators = checkpoint["generators"][self.global_rank]
 
     def on_train_start(self) -> None:
         """Continue the random numbers where the saved run stood."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import time
 import warnings
@@ -22,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dragoman_model.callbacks import RunProgress, SaveRun, Throughput
+from dragoman_model.callbacks import RunProgress, SaveRun, StopOnSignal, Throughput
 from dragoman_model.checkpoint import Checkpoint, average_weights, load_weights, save_weights
 from dragoman_model.config import ModelConfig, preset_config
 from dragoman_model.corpus import ParallelCorpus
@@ -88,14 +87,15 @@ def train_model(
         keep_tokenizers(run_folder, initial.source_tokenizer, initial.target_tokenizer)
     keep_freed_memory()
     seed_everything(options.run.seed, verbose=False)
-    trainer = _trainer(run_folder, options, save)
+    stop = StopOnSignal()
+    trainer = _trainer(run_folder, options, save, stop)
     tokenizers = run_tokenizers(run_folder, train, options)
     data, held_out = _tokenised(train, valid, tokenizers, run_folder, options)
     model = Transformer(_model_config(options, *(tokenizer.vocabulary_size for tokenizer in tokenizers)))
     if initial is not None:
         _take_weights(model, initial)
     started = time.monotonic()
-    _fit(trainer, model, data, held_out, options, save.resume_file)
+    _fit(trainer, model, data, held_out, options, save.resume_file, stop)
     report = _report(trainer, save, model, data, options, time.monotonic() - started)
     if trainer.is_global_zero:
         _finish(model, save, tokenizers, out, options, provenance, report)
@@ -138,7 +138,7 @@ def _take_weights(model: Transformer, initial: Checkpoint) -> None:
         ) from error
 
 
-def _trainer(run_folder: Path, options: TrainOptions, save: SaveRun) -> Trainer:
+def _trainer(run_folder: Path, options: TrainOptions, save: SaveRun, stop: StopOnSignal) -> Trainer:
     """Lightning's trainer.
 
     Raises:
@@ -146,7 +146,11 @@ def _trainer(run_folder: Path, options: TrainOptions, save: SaveRun) -> Trainer:
     """
     run, optimisation = options.run, options.optimisation
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no advertisements
-    callbacks: list[Callback] = [Throughput(), RunProgress(run.max_steps * optimisation.accumulate)]
+    callbacks: list[Callback] = [
+        stop,
+        Throughput(),
+        RunProgress(run.max_steps * optimisation.accumulate),
+    ]
     if run.patience:
         callbacks.append(EarlyStopping("valid/likelihood", patience=run.patience, check_finite=True))
     try:
@@ -184,6 +188,7 @@ def _fit(
     held_out: TokenisedCorpus,
     options: TrainOptions,
     resume_file: Path,
+    stop: StopOnSignal,
 ) -> None:
     optimisation, seed = options.optimisation, options.run.seed
     task = TranslationTask(
@@ -198,21 +203,12 @@ def _fit(
     )
     checks = ValidationBatches(BatchStream(held_out, optimisation.batch_tokens, seed))
     state = resume_file if resume_file.is_file() else None
-    with _interrupt_as_termination(), _quiet_library():
+    with _quiet_library():
         try:
-            trainer.fit(task, TrainingBatches(stream), checks, ckpt_path=state)
+            trainer.fit(task, TrainingBatches(stream, before_each=stop.check), checks, ckpt_path=state)
         except SIGTERMException:  # saved by then
-            raise SystemExit(128 + signal.SIGTERM) from None
-
-
-@contextlib.contextmanager
-def _interrupt_as_termination() -> Iterator[None]:
-    """Ctrl-C saves the run as SIGTERM does."""
-    previous = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+            # One exit code for the run: the first process kills itself where another has failed.
+            raise SystemExit(128 + signal.SIGTERM if trainer.is_global_zero else 0) from None
 
 
 @contextlib.contextmanager

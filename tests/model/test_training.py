@@ -94,6 +94,36 @@ def test_a_stopped_run_continues_to_the_same_weights(
     assert_same_weights(uninterrupted, tmp_path)
 
 
+def test_processes_that_are_told_at_once_stop_and_continue_to_the_same_weights(
+    counting_corpus: ParallelCorpus, tmp_path: Path
+) -> None:
+    assert start_processes(counting_corpus, tmp_path / "whole").wait(120) == 0
+    process = start_processes(counting_corpus, tmp_path / "stopped")
+    wait_for(tmp_path / "stopped" / "run" / "resume.safetensors", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    assert start_processes(counting_corpus, tmp_path / "stopped").wait(120) == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def start_processes(corpus: ParallelCorpus, out: Path) -> subprocess.Popen[bytes]:
+    """A run shared by two processes, in a group of their own."""
+    words = ["train", "--train", *corpus.files, "--valid", *corpus.files, "--source", "en", "--target", "de"]
+    words += ["--out", out, "--preset", "tiny", "--encoder-layers", 1, "--decoder-layers", 1]
+    words += ["--d-model", 32, "--d-ff", 32, "--vocabulary-size", 320, "--batch-tokens", 128]
+    words += ["--max-steps", 300, "--validate-every", 100, "--average", 2, "--patience", 0]
+    words += ["--device", "cpu", "--devices", 2]
+    command = Path(sys.executable).with_name("dragoman")  # a file: the first process starts it once more
+    return subprocess.Popen(
+        [command, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def start_run(corpus: ParallelCorpus, out: Path) -> subprocess.Popen[bytes]:
     """The same run in a process of its own, slowed down so that it is caught in the middle.
 
