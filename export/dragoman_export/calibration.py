@@ -11,7 +11,7 @@ from dragoman_server.tokenizer import EOS_ID
 
 __all__ = ["Sources", "calibration_sources"]
 
-_SENTENCES = 16
+_SENTENCES = 32
 _SCALE_SENTENCES = 64
 _LONGEST = 24
 _SEED = 1

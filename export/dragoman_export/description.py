@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
+from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.config import ModelConfig
 from dragoman_server.manifest import (
@@ -64,7 +64,9 @@ def describe(
 
 
 def graph_files(
-    precision: Precision, state: tuple[StateTensor, ...], scales: Int8Scales | Literal["none"] = "none"
+    precision: Precision,
+    state: tuple[StateTensor, ...],
+    scales: Literal["none", "row-wise", "static"] = "none",
 ) -> Graphs:
     """What a precision's two graphs are called, and what they keep."""
     return Graphs(f"encoder.{precision}.onnx", f"decode_step.{precision}.onnx", state, scales)

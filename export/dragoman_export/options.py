@@ -11,7 +11,7 @@ from cyclopts import Parameter
 __all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision"]
 
 Precision = Literal["fp32", "int8"]
-Int8Scales = Literal["row-wise", "static"]
+Int8Scales = Literal["auto", "row-wise", "static"]
 
 
 class ExportError(ValueError):
@@ -33,10 +33,10 @@ class ExportOptions:
     calibration: Path | None = None
     """Text, one sentence a line, on which the export is checked, and which shows how large int8 has to count;
     by default random tokens."""
-    int8_scales: Int8Scales = "row-wise"
-    """How the decode step's activations become integers. Static scales, taken from the calibration text, are
-    faster, most so for small models, and change more of the translations: compare scores before you serve
-    them."""
+    int8_scales: Int8Scales = "auto"
+    """How the decode step's activations become integers: by a scale for each row, or by static ones, taken
+    from the calibration text, which are faster, most so for small models, and may change more of what is
+    said. auto times both here, and takes static ones that cost next to nothing."""
     provenance: str | None = None
     """Where the training data comes from; by default what the checkpoint says."""
     licence: str | None = None

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import onnx
 from torch import Tensor, nn
@@ -27,19 +27,22 @@ from dragoman_export.description import (
 from dragoman_export.gate import check, greedy
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.int8 import quantise
+from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.model_card import model_card
-from dragoman_export.options import ExportError, ExportOptions, Int8Scales, Precision
+from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_ungated
+from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_ungated
 from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, Gate, Graphs, require_file_name
 
 __all__ = ["MODEL_CARD_FILE", "export_checkpoint"]
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
+
+_Scales = Literal["none", "row-wise", "static"]
 
 _DEFAULTS = ExportOptions()
 _MASKED = (SPECIAL_IDS.pad, SPECIAL_IDS.bos)
@@ -72,16 +75,29 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     gates: dict[str, Gate] = {}
     floats = _FloatGraphs.of(loaded.model)
     with _staging(out) as folder:
+
+        def prove(precision: Precision, scales: _Scales) -> _Candidate:
+            """Make a precision's graphs, write them as a bundle with those that are proved, check them."""
+            graphs, contents = _graphs(floats, precision, sources, scales)
+            together = {**files, **contents}
+            manifest = describe(
+                loaded, name, out.name, together, {**precisions, precision: graphs}, scores, options
+            )
+            _write(folder, {**together, MANIFEST_FILE: manifest.to_json()})
+            graphs_loaded = load_ungated(Bundle.open(folder), precision, threads=1)
+            gate = _gate(loaded.model, graphs_loaded, precision, sources.gate)
+            return _Candidate(graphs, contents, graphs_loaded, gate)
+
         for precision in (known for known in get_args(Precision) if known in options.precision):
-            names, contents = _graphs(floats, precision, sources, options.int8_scales)
-            files, precisions[precision] = {**files, **contents}, names
-            manifest = describe(loaded, name, out.name, files, precisions, scores, options)
-            _write(folder, {**files, MANIFEST_FILE: manifest.to_json()})
-            gates[precision] = _gate(loaded.model, Bundle.open(folder), precision, sources.gate)
+            proved = _best([prove(precision, scales) for scales in _scales(precision, options)])
+            _require_passed(precision, proved.gate)
+            files |= proved.files
+            precisions[precision], gates[precision] = proved.graphs, proved.gate
+        manifest = describe(loaded, name, out.name, files, precisions, scores, options)
         manifest = dataclasses.replace(manifest, gates=gates)
         card = {MODEL_CARD_FILE: model_card(manifest).encode()}
         manifest = dataclasses.replace(manifest, files={**manifest.files, **records(card)})
-        _write(folder, {**card, MANIFEST_FILE: manifest.to_json()})
+        _write(folder, {**files, **card, MANIFEST_FILE: manifest.to_json()})
         _move(folder, out)
     return Bundle.open(out)
 
@@ -100,6 +116,34 @@ def _tokenizers(checkpoint: Checkpoint) -> dict[str, bytes]:
         names.source: checkpoint.source_tokenizer.model,
         names.target: checkpoint.target_tokenizer.model,
     }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Graphs of one precision that a bundle may hold."""
+
+    graphs: Graphs
+    files: dict[str, bytes]
+    loaded: LoadedModel
+    gate: Gate
+
+
+def _scales(precision: Precision, options: ExportOptions) -> tuple[_Scales, ...]:
+    """The activation scales worth trying."""
+    if precision == "fp32":
+        return ("none",)
+    if options.int8_scales != "auto":
+        return (options.int8_scales,)
+    return ("row-wise",) if options.calibration is None else ("row-wise", "static")
+
+
+def _best(candidates: Sequence[_Candidate]) -> _Candidate:
+    """The only one, or of row-wise and static scales the better choice."""
+    first, *others = candidates
+    for other in others:
+        if prefers_static(first.loaded, other.loaded, first.gate, other.gate):
+            return other
+    return first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,11 +187,11 @@ def _serialised(model: onnx.ModelProto) -> bytes:
 
 
 def _graphs(
-    floats: _FloatGraphs, precision: Precision, sources: Sources, scales: Int8Scales
+    floats: _FloatGraphs, precision: Precision, sources: Sources, scales: _Scales
 ) -> tuple[Graphs, dict[str, bytes]]:
     """What a precision's graphs are called, and their content by name."""
     model, state = floats.model, state_tensors(floats.model)
-    if precision == "fp32":
+    if scales == "none":
         names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
     else:
         _LOGGER.info("rounding to int8, with %s scales", scales)
@@ -166,18 +210,16 @@ def _translations(
     return [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources]
 
 
-def _gate(model: Transformer, bundle: Bundle, precision: Precision, sources: Sequence[Sequence[int]]) -> Gate:
-    """The precision's gate.
-
-    Raises:
-        ExportError: it has not passed.
-    """
+def _gate(
+    model: Transformer, loaded: LoadedModel, precision: Precision, sources: Sequence[Sequence[int]]
+) -> Gate:
     _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
-    runner = OnnxRunner(load_ungated(bundle, precision, threads=1), max_rows=len(sources))
-    gate = check(model, runner, sources, SPECIAL_IDS, precision)
+    return check(model, OnnxRunner(loaded, max_rows=len(sources)), sources, SPECIAL_IDS, precision)
+
+
+def _require_passed(precision: Precision, gate: Gate) -> None:
     if not gate.passed:
         raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
-    return gate
 
 
 def _finding(gate: Gate) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dragoman_export import writer
+from dragoman_export import int8_choice, writer
 from dragoman_export.activation_peaks import input_peaks
 from dragoman_export.int8 import quantise_weight
+from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_export.writer import export_checkpoint
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_model
 from dragoman_server.engine.runner import FloatArray, IntArray
+from dragoman_server.manifest import Gate
 
 WORDS = ("the", "a", "dog", "cat", "woman", "man", "who", "sees", "walks", "sleeps", "runs", "old")
 SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3], [6, 6, 6, 6, 6, 6, 3]]
@@ -142,6 +145,86 @@ def test_scales_too_small_for_the_text_fail_the_gate(
     with pytest.raises(ExportError, match="int8 export does not say"):
         export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
     assert not (tmp_path / "tiny" / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("speedup", "static_loss", "static_passes", "chosen"),
+    [
+        (1.2, 0.011, True, True),
+        (1.2, 0.016, True, False),
+        (1.02, 0.011, True, False),
+        (1.2, float("nan"), False, False),
+        (1.2, 0.011, False, False),
+    ],
+    ids=["faster", "dearer", "no faster", "broken", "failed"],
+)
+def test_static_scales_are_taken_where_they_are_faster_and_cost_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, static_loss: float, static_passes: bool, chosen: bool
+) -> None:
+    monkeypatch.setattr(int8_choice, "_speedup", lambda *_: speedup)
+    gates = [
+        Gate(passed, 32, 500, 0.5, loss, 0.02, 0.9)
+        for passed, loss in ((True, 0.01), (static_passes, static_loss))
+    ]
+    assert prefers_static(None, None, *gates) is chosen
+
+
+@pytest.mark.parametrize("static_is_better", [True, False])
+def test_auto_exports_the_better_scales(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    static_is_better: bool,
+) -> None:
+    (tmp_path / "text").write_text("the old dog sees a cat\na woman who runs sees the dog\n")
+    seen: list[tuple[LoadedModel, LoadedModel]] = []
+
+    def prefers(row_wise: LoadedModel, static: LoadedModel, *gates: Gate) -> bool:
+        seen.append((row_wise, static))
+        return static_is_better
+
+    monkeypatch.setattr(writer, "prefers_static", prefers)
+    options = ExportOptions(precision=("int8",), calibration=tmp_path / "text")
+    bundle = export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
+    assert bundle.manifest.precisions["int8"].activation_scales == (
+        "static" if static_is_better else "row-wise"
+    )
+    found, candidates = OnnxRunner(load_model(bundle, "int8"), 1), [OnnxRunner(one, 1) for one in seen[0]]
+    results = []
+    for runner in (found, *candidates):
+        runner.encode([SOURCES[2]], [[0]])
+        results.append(runner.step(np.array([2]), np.array([0]), 5)[0])
+    assert not np.array_equal(results[1], results[2])
+    np.testing.assert_array_equal(results[0], results[2 if static_is_better else 1])
+
+
+def test_auto_needs_no_text(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    options = ExportOptions(precision=("int8",))
+    bundle = export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
+    assert bundle.manifest.precisions["int8"].activation_scales == "row-wise"
+
+
+def test_the_speedup_is_that_of_the_median_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Runner:
+        def __init__(self, model: Any, rows: int) -> None:
+            self.steps = 0
+            self.seconds = model.seconds
+
+        def encode(self, sources: list[list[int]], slots: list[list[int]]) -> None:
+            assert len(sources) == len(slots) == 2
+
+        def step(self, tokens: IntArray, lengths: IntArray, top_k: int) -> None:
+            nonlocal now
+            self.steps += 1
+            now += self.seconds * (100 if self.steps in (1, 10) else 1)  # cold at first, disturbed once
+
+    monkeypatch.setattr(int8_choice, "OnnxRunner", Runner)
+    monkeypatch.setattr(int8_choice.time, "perf_counter", lambda: now)
+    special = SimpleNamespace(special_ids=SimpleNamespace(bos=2, eos=3))
+    slow, fast = (SimpleNamespace(manifest=special, seconds=seconds) for seconds in (0.003, 0.002))
+    assert int8_choice._speedup(slow, fast, rows=2) == pytest.approx(1.5)
 
 
 def test_static_scales_ask_for_text() -> None:
