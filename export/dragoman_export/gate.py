@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dragoman_export.engine_run import engine_translations
 from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.options import Precision
 from dragoman_model.reference import beam_search, forced_log_probs
 from dragoman_model.transformer import Transformer
-from dragoman_server.engine.messages import FinishReason, output_limit
+from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypothesis, output_limit
 from dragoman_server.engine.runner import FloatArray, Runner
 from dragoman_server.manifest import Gate, SpecialIds
 
 __all__ = ["INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
 
 TOLERANCE = 1e-4
-"""Largest log-probability difference that float32 explains; also what makes two tokens a tie."""
+"""Largest log-probability difference that float32 explains; also what makes two tokens, or scores, a tie."""
 INT8_TOLERANCE = 0.02
 """Mean log-probability that rounding to integers may cost torch's own tokens: two percent of perplexity."""
+
+_BEAM = DecodingOptions(beam_size=4)
+_SEARCHED = 16
+"""Sentences that are searched with a beam: torch takes its time."""
 
 
 def check(
     model: Transformer,
-    runner: Runner,
+    runner_of: Callable[[int], Runner],
     sources: Sequence[Sequence[int]],
     special: SpecialIds,
     precision: Precision = "fp32",
 ) -> Gate:
-    """Compare `runner` with `model` on every step of torch's greedy translations.
+    """Compare the exported graphs with `model`, step by step and as the engine searches with them.
 
-    Both are fed torch's tokens, so that each step is compared on equal terms, over the whole vocabulary.
-    Along that path, equal choices at every step mean equal greedy translations. fp32 has to say the same;
-    int8 may lose a little of what torch's tokens are worth, and other choices are counted, not forbidden.
+    On the way of torch's greedy translations both are fed torch's tokens, so that each step is compared on
+    equal terms, over the whole vocabulary. Along that path, equal choices at every step mean equal greedy
+    translations. Then the engine translates the first sentences with a beam, all at once and one by one.
+
+    fp32 has to say the same throughout, but for ties. int8 may lose a little of what torch's tokens are
+    worth, and other choices are counted, not forbidden; that company changes nothing is asked of it as well.
 
     Args:
         model: The reference, in evaluation mode.
-        runner: What is to be proved; has a slot for every source.
+        runner_of: Makes a runner of what is to be proved, with that many slots.
         sources: Source ids, end-of-sentence included.
         special: Ids of the control symbols.
         precision: What is proved.
     """
     targets = [greedy(model, source, special.eos) for source in sources]
-    found = _teacher_forced(runner, sources, targets, special.bos)
+    found = _teacher_forced(runner_of(len(sources)), sources, targets, special.bos)
     differences, losses, agreeing = [], [], 0
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         # The last output's successor is not compared: nothing follows an end-of-sentence.
@@ -54,23 +62,58 @@ def check(
         agreeing += _same_choices(expected, exported)
     difference = float(np.max(differences))  # unlike the built-in maximum, NaN if any is
     loss = float(np.mean(np.concatenate(losses)))
-    same = difference <= TOLERANCE and agreeing == len(sources)
+    searched = sources[:_SEARCHED]
+    runner = runner_of(_BEAM.beam_size * len(searched))
+    together, alone = (
+        engine_translations(runner, searched, special, _BEAM, at_once=at_once) for at_once in (True, False)
+    )
+    beam_agreement = _agreement([_beam(model, source) for source in searched], together, tie=TOLERANCE)
+    same_alone = _agreement(together, alone, tie=TOLERANCE if precision == "fp32" else 0.0)
+    same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
+    good = same if precision == "fp32" else loss <= INT8_TOLERANCE
     return Gate(
-        passed=same if precision == "fp32" else loss <= INT8_TOLERANCE,
+        passed=good and same_alone == 1.0,
         sentences=len(sources),
         steps=sum(map(len, targets)),
         max_log_prob_difference=difference,
         mean_log_prob_loss=loss,
         tolerance=TOLERANCE if precision == "fp32" else INT8_TOLERANCE,
         greedy_agreement=agreeing / len(sources),
+        beam_agreement=beam_agreement,
+        same_alone=same_alone,
     )
 
 
 def greedy(model: Transformer, source: Sequence[int], eos: int) -> list[int]:
     """Torch's greedy translation, with its end-of-sentence where there is one."""
-    bound = min(output_limit(len(source)), model.config.max_positions)
-    best = beam_search(model, source, beam_size=1, max_output_tokens=bound)[0]
+    best = beam_search(model, source, beam_size=1, max_output_tokens=_bound(model, source))[0]
     return [*best.tokens, eos] if best.finish_reason is FinishReason.STOP else list(best.tokens)
+
+
+def _beam(model: Transformer, source: Sequence[int]) -> Hypothesis:
+    """Torch's translation with a beam."""
+    return beam_search(
+        model,
+        source,
+        beam_size=_BEAM.beam_size,
+        max_output_tokens=_bound(model, source),
+        alpha=_BEAM.length_penalty,
+    )[0]
+
+
+def _bound(model: Transformer, source: Sequence[int]) -> int:
+    return min(output_limit(len(source)), model.config.max_positions)
+
+
+def _agreement(
+    expected: Sequence[Hypothesis | None], found: Sequence[Hypothesis | None], tie: float
+) -> float:
+    """Share of equal translations; those whose scores differ by no more than `tie` count as equal."""
+    agreeing = 0
+    for one, other in zip(expected, found, strict=True):
+        if one is not None and other is not None:
+            agreeing += one.tokens == other.tokens or abs(one.score - other.score) <= tie
+    return agreeing / len(expected)
 
 
 def _of_best(expected: FloatArray, exported: FloatArray) -> FloatArray:

@@ -47,8 +47,9 @@ def _gates(manifest: Manifest) -> list[str]:
         f"* {precision}{_scales(manifest.precisions[precision])}: on {gate.sentences} sentences and "
         f"{gate.steps} decoder steps, log-probabilities differ from torch's by at most "
         f"{gate.max_log_prob_difference:.1e}, torch's own tokens lose {gate.mean_log_prob_loss:.1e} on "
-        f"average (tolerance {gate.tolerance:.0e}); {gate.greedy_agreement:.1%} of the greedy translations "
-        "are equal."
+        f"average (tolerance {gate.tolerance:.0e}); {gate.greedy_agreement:.1%} of the greedy and "
+        f"{gate.beam_agreement:.1%} of the beam translations are equal; {gate.same_alone:.1%} are the same "
+        "alone and in company."
         for precision, gate in sorted(manifest.gates.items())
     ]
 

@@ -214,7 +214,7 @@ def _gate(
     model: Transformer, loaded: LoadedModel, precision: Precision, sources: Sequence[Sequence[int]]
 ) -> Gate:
     _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
-    return check(model, OnnxRunner(loaded, max_rows=len(sources)), sources, SPECIAL_IDS, precision)
+    return check(model, lambda rows: OnnxRunner(loaded, rows), sources, SPECIAL_IDS, precision)
 
 
 def _require_passed(precision: Precision, gate: Gate) -> None:
@@ -226,7 +226,9 @@ def _finding(gate: Gate) -> str:
     return (
         "does not say what the checkpoint says: log-probabilities differ by up to "
         f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
-        f"(tolerance {gate.tolerance:g}) and {gate.greedy_agreement:.1%} of the greedy translations agree"
+        f"(tolerance {gate.tolerance:g}), {gate.greedy_agreement:.1%} of the greedy and "
+        f"{gate.beam_agreement:.1%} of the beam translations agree, {gate.same_alone:.1%} are the same alone "
+        "and in company"
     )
 
 

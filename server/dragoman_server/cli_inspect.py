@@ -64,6 +64,7 @@ def _gate(manifest: Manifest, precision: str) -> str:
         f"gate {'passed' if gate.passed else 'FAILED'}, {gate.sentences} sentences, {gate.steps} steps, "
         f"log-probabilities within {gate.max_log_prob_difference:.1e} of torch's "
         f"({gate.mean_log_prob_loss:.1e} lost on average), "
-        f"{gate.greedy_agreement:.1%} of greedy translations equal"
+        f"{gate.greedy_agreement:.1%} of greedy and {gate.beam_agreement:.1%} of beam translations equal, "
+        f"{gate.same_alone:.1%} the same alone and in company"
         + (f"; {scales} activation scales" if scales != "none" else "")
     )

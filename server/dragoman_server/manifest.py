@@ -33,7 +33,7 @@ __all__ = [
     "require_file_name",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 """The schema number that this code writes and reads."""
 MANIFEST_FILE = "bundle.json"
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -155,6 +155,10 @@ class Gate:
     """Bound on the largest difference, or, where arithmetic is reduced, on the mean loss."""
     greedy_agreement: float
     """Share of sentences whose greedy translations are equal, token for token."""
+    beam_agreement: float
+    """Share of sentences whose translations by the engine, with a beam of 4, are torch's or score as well."""
+    same_alone: float
+    """Share of sentences that the engine translates alike alone and beside others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pytest
 
 from dragoman_export.description import SPECIAL_IDS
 from dragoman_export.gate import TOLERANCE, check
+from dragoman_export.options import Precision
 from dragoman_model.checkpoint import load_checkpoint
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
@@ -32,33 +33,36 @@ class ChangedRunner(OnnxRunner):
 
 
 @pytest.fixture
-def gate_of(plain: tuple[Path, Bundle]) -> Callable[[Change], Gate]:
+def gate_of(plain: tuple[Path, Bundle]) -> Callable[..., Gate]:
     checkpoint, bundle = plain
 
-    def gate_of(change: Change) -> Gate:
-        runner = ChangedRunner(load_model(bundle), max_rows=len(SOURCES))
-        runner.change = change
-        return check(load_checkpoint(checkpoint).model, runner, SOURCES, SPECIAL_IDS)
+    def gate_of(change: Change, precision: Precision = "fp32") -> Gate:
+        def runner_of(rows: int) -> ChangedRunner:
+            runner = ChangedRunner(load_model(bundle), rows)
+            runner.change = change
+            return runner
+
+        return check(load_checkpoint(checkpoint).model, runner_of, SOURCES, SPECIAL_IDS, precision)
 
     return gate_of
 
 
-def test_the_exported_graphs_pass(gate_of: Callable[[Change], Gate]) -> None:
+def test_the_exported_graphs_pass(gate_of: Callable[..., Gate]) -> None:
     gate = gate_of(lambda log_prob, ids: (log_prob, ids))
     assert gate.passed
-    assert (gate.sentences, gate.greedy_agreement) == (3, 1.0)
+    assert (gate.sentences, gate.greedy_agreement, gate.beam_agreement, gate.same_alone) == (3, 1.0, 1.0, 1.0)
     assert gate.max_log_prob_difference < TOLERANCE / 10
     assert gate.steps >= len(SOURCES)
 
 
-def test_a_difference_beyond_the_tolerance_fails(gate_of: Callable[[Change], Gate]) -> None:
+def test_a_difference_beyond_the_tolerance_fails(gate_of: Callable[..., Gate]) -> None:
     gate = gate_of(lambda log_prob, ids: (log_prob - 2 * np.float32(TOLERANCE), ids))
     assert not gate.passed
     assert gate.greedy_agreement == 1.0
     assert gate.max_log_prob_difference == pytest.approx(2 * TOLERANCE, rel=0.1)
 
 
-def test_another_choice_of_token_fails(gate_of: Callable[[Change], Gate]) -> None:
+def test_another_choice_of_token_fails(gate_of: Callable[..., Gate]) -> None:
     def swap(log_prob: FloatArray, ids: IntArray) -> tuple[FloatArray, IntArray]:
         ids[0, :2] = ids[0, 1::-1]
         return log_prob, ids
@@ -66,9 +70,26 @@ def test_another_choice_of_token_fails(gate_of: Callable[[Change], Gate]) -> Non
     gate = gate_of(swap)
     assert not gate.passed
     assert gate.greedy_agreement == pytest.approx(2 / 3)
+    assert gate.beam_agreement < 1.0
 
 
-def test_nan_fails(gate_of: Callable[[Change], Gate]) -> None:
+def test_company_that_changes_a_translation_fails_in_every_precision(
+    gate_of: Callable[..., Gate],
+) -> None:
+    def disturbed(log_prob: FloatArray, ids: IntArray) -> tuple[FloatArray, IntArray]:
+        if len(ids) > 4:  # more than one beam
+            ids = (ids + 1) % 30
+        return log_prob, ids
+
+    for precision in ("fp32", "int8"):
+        gate = gate_of(disturbed, precision)
+        assert not gate.passed
+        assert gate.greedy_agreement == 1.0
+        assert gate.mean_log_prob_loss < TOLERANCE
+        assert gate.same_alone < 1.0
+
+
+def test_nan_fails(gate_of: Callable[..., Gate]) -> None:
     def spoil(log_prob: FloatArray, ids: IntArray) -> tuple[FloatArray, IntArray]:
         log_prob[1] = np.nan
         return log_prob, ids
@@ -76,3 +97,4 @@ def test_nan_fails(gate_of: Callable[[Change], Gate]) -> None:
     gate = gate_of(spoil)
     assert not gate.passed
     assert np.isnan(gate.max_log_prob_difference)
+    assert gate.beam_agreement < 1.0  # the engine fails the request
