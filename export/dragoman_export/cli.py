@@ -26,7 +26,7 @@ def export(
     out: Path,
     options: Annotated[ExportOptions, Parameter(name="*")] = _DEFAULTS,
     json: bool = False,
-) -> None:
+) -> int:
     """Export a checkpoint to a bundle that a server loads, and check that it says what the checkpoint says.
 
     Args:
@@ -34,6 +34,9 @@ def export(
         out: The bundle's directory, NAME/VERSION, such as models/en-de/1.
         options: What to export.
         json: Print the result as JSON.
+
+    Returns:
+        The exit code: 1 where a precision was left out because its gate has failed.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     bundle = export_checkpoint(checkpoint, out, options)
@@ -48,3 +51,4 @@ def export(
         total = sum(sizes.values()) / 2**20
         made = (name if scales[name] == "none" else f"{name} ({scales[name]} scales)" for name in gates)
         sys.stdout.write(f"{bundle.path}: {total:.1f} MiB, {', '.join(made)}\n")
+    return 0 if set(options.precision) == set(gates) else 1

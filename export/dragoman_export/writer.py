@@ -57,6 +57,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
         out: Created whole, or not at all.
         options: What to export.
 
+    A precision whose gate fails is left out, where another remains; without fp32 there is nothing to trust.
+
     Raises:
         ExportError: the gate fails, the model's shape cannot be exported, or `out` exists or is no
             NAME/VERSION.
@@ -90,9 +92,15 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
 
         for precision in (known for known in get_args(Precision) if known in options.precision):
             proved = _best([prove(precision, scales) for scales in _scales(precision, options)])
-            _require_passed(precision, proved.gate)
-            files |= proved.files
-            precisions[precision], gates[precision] = proved.graphs, proved.gate
+            if proved.gate.passed:
+                files |= proved.files
+                precisions[precision], gates[precision] = proved.graphs, proved.gate
+            elif precision == "fp32" or options.precision == (precision,):
+                raise ExportError(f"the {precision} export {_finding(proved.gate)}; nothing was written")
+            else:
+                _LOGGER.error("%s is left out: it %s", precision, _finding(proved.gate))
+                for left_out in proved.files:
+                    (folder / left_out).unlink()
         manifest = describe(loaded, name, out.name, files, precisions, scores, options)
         manifest = dataclasses.replace(manifest, gates=gates)
         card = {MODEL_CARD_FILE: model_card(manifest).encode()}
@@ -215,11 +223,6 @@ def _gate(
 ) -> Gate:
     _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
     return check(model, lambda rows: OnnxRunner(loaded, rows), sources, SPECIAL_IDS, precision)
-
-
-def _require_passed(precision: Precision, gate: Gate) -> None:
-    if not gate.passed:
-        raise ExportError(f"the {precision} export {_finding(gate)}; nothing was written")
 
 
 def _finding(gate: Gate) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from dragoman_export import int8_choice, writer
 from dragoman_export.activation_peaks import input_peaks
+from dragoman_export.cli import export
 from dragoman_export.int8 import quantise_weight
 from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales
@@ -133,7 +135,10 @@ def test_a_weight_is_off_by_half_a_step_at_most(rows: int, columns: int, size: f
 
 
 def test_scales_too_small_for_the_text_fail_the_gate(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "text").write_text("the old dog sees a cat\n")
     options = ExportOptions(precision=("int8",), calibration=tmp_path / "text", int8_scales="static")
@@ -145,6 +150,13 @@ def test_scales_too_small_for_the_text_fail_the_gate(
     with pytest.raises(ExportError, match="int8 export does not say"):
         export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
     assert not (tmp_path / "tiny" / "1").exists()
+    code = export(
+        make_checkpoint(), out=tmp_path / "tiny" / "1", options=replace(options, precision=("fp32", "int8"))
+    )
+    assert code == 1
+    assert list(Bundle.open(tmp_path / "tiny" / "1").manifest.precisions) == ["fp32"]
+    assert not list((tmp_path / "tiny" / "1").glob("*int8*"))
+    assert "int8 is left out: it does not say" in caplog.text
 
 
 @pytest.mark.parametrize(
