@@ -22,7 +22,7 @@ import numpy as np
 
 import dragoman
 from dragoman_loadtest.machine import describe_machine
-from serving import Served, ctranslate2_served, served
+from serving import Served, ctranslate2_served, peer_arguments, served
 
 TEXTS_PER_CALL, CALLS = 64, 4
 SAMPLES = 200
@@ -68,13 +68,7 @@ def load(server: Served, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Load both servers, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--beam-size", type=int, default=1)
+    parser = peer_arguments(__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--longest", type=int, default=60, help="words of a request")
     options = parser.parse_args()

@@ -12,11 +12,10 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from dragoman_loadtest.machine import describe_machine
-from serving import DRAGOMAN, Served, ctranslate2_served, served
+from serving import DRAGOMAN, Served, ctranslate2_served, peer_arguments, served
 
 
 def peak(server: Served, options: argparse.Namespace) -> dict[str, Any]:
@@ -34,13 +33,7 @@ def peak(server: Served, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Search, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--beam-size", type=int, default=1)
+    parser = peer_arguments(__doc__.splitlines()[0])
     parser.add_argument("--slo", default="p97<250ms")
     parser.add_argument("--rate", type=float, default=20.0, help="where the searches begin")
     parser.add_argument("--duration", default="20s", help="of a trial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
@@ -16,6 +17,18 @@ from urllib.request import urlopen
 
 DRAGOMAN = (sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())")
 """The command `dragoman` of this environment."""
+
+
+def peer_arguments(description: str) -> argparse.ArgumentParser:
+    """What every benchmark needs that serves our weights here and by CTranslate2."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True, help="exported from it")
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--beam-size", type=int, default=1)
+    return parser
 
 
 @dataclass(frozen=True)
