@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["Peak", "Trial", "find_peak", "knee", "sweep_rates"]
 
 _LOWEST, _HIGHEST = 0.05, 100_000.0
-_STEPS_DOWN = 8
+_STEPS_DOWN = 7
 _SWEEP = 12
 _SWEEP_FROM, _SWEEP_TO = 0.1, 1.5
 
@@ -46,7 +46,9 @@ def find_peak(
     """Double (or halve) from `start` until the answer changes, bisect, confirm.
 
     A rate counts as found when `confirmations` runs in a row meet the objectives; where one does not, the
-    search goes down by `precision` and begins to confirm anew.
+    search goes down by `precision` and begins to confirm anew. From a rate that held at once it climbs by
+    `precision` for as long as rates hold: near the peak the same rate passes and fails from run to run, and a
+    single failure has sent bisection below what can be confirmed.
 
     Args:
         try_rate: Tries a rate (requests per second) at a stage.
@@ -67,11 +69,8 @@ def find_peak(
     while high / low > 1.0 + precision:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if met(middle, "bisect") else (low, middle)
-    for _ in range(_STEPS_DOWN):
-        if all(met(low, "confirm") for _ in range(confirmations)):
-            return Peak(low, confirmations, tuple(trials))
-        low /= 1.0 + precision
-    return Peak(None, 0, tuple(trials))
+    rate = _confirmed(lambda rate: all(met(rate, "confirm") for _ in range(confirmations)), low, precision)
+    return Peak(rate, confirmations if rate else 0, tuple(trials))
 
 
 def _bracket(met: Callable[[float, str], bool], start: float) -> tuple[float, float] | None:
@@ -87,6 +86,20 @@ def _bracket(met: Callable[[float, str], bool], start: float) -> tuple[float, fl
         rate /= 2.0
         if met(rate, "double"):
             return rate, 2.0 * rate
+    return None
+
+
+def _confirmed(holds: Callable[[float], bool], rate: float, precision: float) -> float | None:
+    """The last rate that holds, going up from `rate`, or down where it does not hold itself."""
+    step = 1.0 + precision
+    if holds(rate):
+        while rate * step <= _HIGHEST and holds(rate * step):
+            rate *= step
+        return rate
+    for _ in range(_STEPS_DOWN):
+        rate /= step
+        if holds(rate):
+            return rate
     return None
 
 
