@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import resource
 import selectors
 import signal
@@ -31,7 +30,6 @@ __all__ = ["Abandon", "Begin", "Report", "Sender", "Setup", "Stop", "client_proc
 
 _REPORT_SECONDS = 0.1
 _AWAKE_SECONDS = 0.0004  # before a request is due: a sleeper is woken so late, more or less
-_PRIORITY = -10  # a client that waits for the CPU of the server it loads sends late
 _MAX_IN_FLIGHT = 20_000
 _CONNECT_SECONDS = 5.0
 
@@ -106,8 +104,6 @@ class Setup:
 def client_process(setup: Setup, pipe: Connection) -> None:
     """Run a client process until it is told to end, or the coordinator is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
-    with contextlib.suppress(OSError):  # only root may; on a machine of its own a client needs no such thing
-        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     with asyncio.Runner(loop_factory=_event_loop) as runner:
         runner.run(Sender(setup, pipe).run())
 
