@@ -222,8 +222,8 @@ def _check(found: Check) -> dict[str, Any]:
 def self_check(measurement: Measurement, objectives: tuple[Objective, ...] = ()) -> dict[str, Any]:
     """Whether the client was the bottleneck; if so the run says nothing of the server.
 
-    Requests may leave as late as does not matter: 2 ms, or 2 % of the 99th percentile of the latency or of the
-    tightest bound that is judged.
+    Requests may leave as late as does not matter: 2 ms, or 2 % of the 99th percentile of the latency or of
+    the tightest bound that is judged.
     """
     records = measurement.samples.records
     sent = records[np.isfinite(records["sent"])]
