@@ -14,6 +14,7 @@ __all__ = ["Sources", "calibration_sources"]
 _SENTENCES = 32
 _SCALE_SENTENCES = 64
 _LONGEST = 24
+_ORDINARY = 10
 _SEED = 1
 
 
@@ -25,6 +26,8 @@ class Sources:
     """To be translated alike by torch and by the graphs."""
     scales: list[list[int]]
     """To show how large activations become: others than the gate's, where there are enough."""
+    sentence: str
+    """One of ordinary length, to make odd texts of."""
 
 
 def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
@@ -37,9 +40,11 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
     longest = min(_LONGEST, checkpoint.config.max_positions) - 1
     if file is None:
         vocabulary_size = checkpoint.config.source_vocabulary_size
+        gate = _random_sources(vocabulary_size, longest, _SENTENCES, _SEED)
         return Sources(
-            _random_sources(vocabulary_size, longest, _SENTENCES, _SEED),
+            gate,
             _random_sources(vocabulary_size, longest, _SCALE_SENTENCES, _SEED + 1),
+            checkpoint.source_tokenizer.decode(gate[_SENTENCES // 3][:-1]),
         )
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -49,7 +54,8 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
         raise ValueError(f"{file} has no line of text to check the export with")
     lines = lines[: _SENTENCES + _SCALE_SENTENCES]
     sources = [[*checkpoint.source_tokenizer.encode(line)[:longest], EOS_ID] for line in lines]
-    return Sources(sources[:_SENTENCES], sources[_SENTENCES:] or sources)
+    sentence = min(lines, key=lambda line: abs(len(line.split()) - _ORDINARY))
+    return Sources(sources[:_SENTENCES], sources[_SENTENCES:] or sources, sentence.strip())
 
 
 def _random_sources(vocabulary_size: int, longest: int, count: int, seed: int) -> list[list[int]]:

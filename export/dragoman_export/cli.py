@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
 
 from dragoman_export.options import ExportOptions
+from dragoman_export.report import report_rows
 from dragoman_export.writer import export_checkpoint
+from dragoman_server.manifest import Manifest
 
 __all__ = ["export"]
 
@@ -48,7 +52,14 @@ def export(
         result |= {"gates": gates, "activation_scales": scales}
         sys.stdout.write(json_format.dumps(result) + "\n")
     else:
-        total = sum(sizes.values()) / 2**20
-        made = (name if scales[name] == "none" else f"{name} ({scales[name]} scales)" for name in gates)
-        sys.stdout.write(f"{bundle.path}: {total:.1f} MiB, {', '.join(made)}\n")
+        _print_table(bundle.manifest)
+        sys.stdout.write(f"{bundle.path}: {sum(sizes.values()) / 2**20:.1f} MiB, {', '.join(gates)}\n")
     return 0 if set(options.precision) == set(gates) else 1
+
+
+def _print_table(manifest: Manifest) -> None:
+    heading, *rows = report_rows(manifest)
+    table = Table(*heading, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(file=sys.stdout).print(table)

@@ -6,50 +6,59 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dragoman_export.behaviour import behaviour
 from dragoman_export.engine_run import engine_translations
 from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.options import Precision
+from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.reference import beam_search, forced_log_probs
 from dragoman_model.transformer import Transformer
 from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypothesis, output_limit
 from dragoman_server.engine.runner import FloatArray, Runner
 from dragoman_server.manifest import Gate, SpecialIds
 
-__all__ = ["INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
+__all__ = ["BEAM", "INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
 
 TOLERANCE = 1e-4
 """Largest log-probability difference that float32 explains; also what makes two tokens, or scores, a tie."""
 INT8_TOLERANCE = 0.02
 """Mean log-probability that rounding to integers may cost torch's own tokens: two percent of perplexity."""
 
-_BEAM = DecodingOptions(beam_size=4)
+BEAM = DecodingOptions(beam_size=4)
+"""How whole sentences are searched for."""
+
 _SEARCHED = 16
 """Sentences that are searched with a beam: torch takes its time."""
 
 
 def check(
-    model: Transformer,
+    checkpoint: Checkpoint,
     runner_of: Callable[[int], Runner],
     sources: Sequence[Sequence[int]],
+    sentence: str,
     special: SpecialIds,
     precision: Precision = "fp32",
 ) -> Gate:
-    """Compare the exported graphs with `model`, step by step and as the engine searches with them.
+    """Compare the exported graphs with the checkpoint's network, step by step and in the engine's search.
 
     On the way of torch's greedy translations both are fed torch's tokens, so that each step is compared on
     equal terms, over the whole vocabulary. Along that path, equal choices at every step mean equal greedy
-    translations. Then the engine translates the first sentences with a beam, all at once and one by one.
+    translations. Then the engine translates the first sentences with a beam, all at once and one by one, and
+    whole texts that are odd in one way each.
 
     fp32 has to say the same throughout, but for ties. int8 may lose a little of what torch's tokens are
-    worth, and other choices are counted, not forbidden; that company changes nothing is asked of it as well.
+    worth, and other choices are counted, not forbidden; that company changes nothing and that every text is
+    answered is asked of it as well.
 
     Args:
-        model: The reference, in evaluation mode.
+        checkpoint: The reference.
         runner_of: Makes a runner of what is to be proved, with that many slots.
         sources: Source ids, end-of-sentence included.
+        sentence: In the source language, for the odd texts.
         special: Ids of the control symbols.
         precision: What is proved.
     """
+    model = checkpoint.model
     targets = [greedy(model, source, special.eos) for source in sources]
     found = _teacher_forced(runner_of(len(sources)), sources, targets, special.bos)
     differences, losses, agreeing = [], [], 0
@@ -63,16 +72,18 @@ def check(
     difference = float(np.max(differences))  # unlike the built-in maximum, NaN if any is
     loss = float(np.mean(np.concatenate(losses)))
     searched = sources[:_SEARCHED]
-    runner = runner_of(_BEAM.beam_size * len(searched))
+    runner = runner_of(BEAM.beam_size * len(searched))
     together, alone = (
-        engine_translations(runner, searched, special, _BEAM, at_once=at_once) for at_once in (True, False)
+        engine_translations(runner, searched, special, BEAM, at_once=at_once) for at_once in (True, False)
     )
     beam_agreement = _agreement([_beam(model, source) for source in searched], together, tie=TOLERANCE)
     same_alone = _agreement(together, alone, tie=TOLERANCE if precision == "fp32" else 0.0)
+    odd = behaviour(checkpoint, runner, sentence, special, BEAM, tie=TOLERANCE)
     same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
+    same &= set(odd.values()) == {"same"}
     good = same if precision == "fp32" else loss <= INT8_TOLERANCE
     return Gate(
-        passed=good and same_alone == 1.0,
+        passed=good and same_alone == 1.0 and "failed" not in odd.values(),
         sentences=len(sources),
         steps=sum(map(len, targets)),
         max_log_prob_difference=difference,
@@ -81,6 +92,7 @@ def check(
         greedy_agreement=agreeing / len(sources),
         beam_agreement=beam_agreement,
         same_alone=same_alone,
+        behaviour=odd,
     )
 
 
@@ -95,9 +107,9 @@ def _beam(model: Transformer, source: Sequence[int]) -> Hypothesis:
     return beam_search(
         model,
         source,
-        beam_size=_BEAM.beam_size,
+        beam_size=BEAM.beam_size,
         max_output_tokens=_bound(model, source),
-        alpha=_BEAM.length_penalty,
+        alpha=BEAM.length_penalty,
     )[0]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from dragoman_server.manifest import Graphs, Manifest
+from dragoman_export.report import report_rows
+from dragoman_server.manifest import Manifest
 
 __all__ = ["model_card"]
 
@@ -43,16 +44,5 @@ def _scores(manifest: Manifest) -> list[str]:
 
 
 def _gates(manifest: Manifest) -> list[str]:
-    return [
-        f"* {precision}{_scales(manifest.precisions[precision])}: on {gate.sentences} sentences and "
-        f"{gate.steps} decoder steps, log-probabilities differ from torch's by at most "
-        f"{gate.max_log_prob_difference:.1e}, torch's own tokens lose {gate.mean_log_prob_loss:.1e} on "
-        f"average (tolerance {gate.tolerance:.0e}); {gate.greedy_agreement:.1%} of the greedy and "
-        f"{gate.beam_agreement:.1%} of the beam translations are equal; {gate.same_alone:.1%} are the same "
-        "alone and in company."
-        for precision, gate in sorted(manifest.gates.items())
-    ]
-
-
-def _scales(graphs: Graphs) -> str:
-    return "" if graphs.activation_scales == "none" else f", {graphs.activation_scales} scales"
+    heading, *rows = (f"| {' | '.join(row)} |" for row in report_rows(manifest))
+    return [heading, "|---" * (1 + len(manifest.gates)) + "|", *rows]

@@ -23,7 +23,8 @@ class ExportOptions:
     """What the bundle is to hold and to say of itself.
 
     Raises:
-        ValueError: a precision is unknown, or there is none; static scales are asked for without text.
+        ValueError: a precision is unknown, or there is none; static scales or scores are asked for without
+            text.
     """
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
@@ -33,6 +34,9 @@ class ExportOptions:
     calibration: Path | None = None
     """Text, one sentence a line, on which the export is checked, and which shows how large int8 has to count;
     by default random tokens."""
+    reference: Path | None = None
+    """Translations of the calibration text, line by line: all of it is translated in every precision, and
+    BLEU and chrF show what rounding costs."""
     int8_scales: Int8Scales = "auto"
     """How the decode step's activations become integers: by a scale for each row, or by static ones, taken
     from the calibration text, which are faster, most so for small models, and may change more of what is
@@ -55,3 +59,5 @@ class ExportOptions:
             raise ValueError("precision must name at least one")
         if self.int8_scales == "static" and self.calibration is None:
             raise ValueError("static int8 scales are taken from text: name some with --calibration")
+        if self.reference is not None and self.calibration is None:
+            raise ValueError("a reference translates a text: name it with --calibration")

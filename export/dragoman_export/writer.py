@@ -24,13 +24,14 @@ from dragoman_export.description import (
     records,
     tokenizer_files,
 )
-from dragoman_export.gate import check, greedy
+from dragoman_export.gate import BEAM, check, greedy
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.int8 import quantise
 from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Precision
+from dragoman_export.quality import ReferencedText, quality
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
 from dragoman_model.transformer import Transformer
@@ -46,6 +47,7 @@ _Scales = Literal["none", "row-wise", "static"]
 
 _DEFAULTS = ExportOptions()
 _MASKED = (SPECIAL_IDS.pad, SPECIAL_IDS.bos)
+_SCORING_ROWS = 64
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
         raise ExportError(f"ONNX Runtime needs a head_dim that 8 divides, not {loaded.config.head_dim}")
     sources = calibration_sources(loaded, options.calibration)
     scores = read_scores(options.scores)
+    text = _referenced(options)
     files = _tokenizers(loaded)
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
@@ -87,14 +90,15 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
             )
             _write(folder, {**together, MANIFEST_FILE: manifest.to_json()})
             graphs_loaded = load_ungated(Bundle.open(folder), precision, threads=1)
-            gate = _gate(loaded.model, graphs_loaded, precision, sources.gate)
+            gate = _gate(loaded, graphs_loaded, precision, sources)
             return _Candidate(graphs, contents, graphs_loaded, gate)
 
         for precision in (known for known in get_args(Precision) if known in options.precision):
             proved = _best([prove(precision, scales) for scales in _scales(precision, options)])
             if proved.gate.passed:
                 files |= proved.files
-                precisions[precision], gates[precision] = proved.graphs, proved.gate
+                precisions[precision] = proved.graphs
+                gates[precision] = _scored(loaded, proved, precision, text)
             elif precision == "fp32" or options.precision == (precision,):
                 raise ExportError(f"the {precision} export {_finding(proved.gate)}; nothing was written")
             else:
@@ -218,11 +222,30 @@ def _translations(
     return [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources]
 
 
-def _gate(
-    model: Transformer, loaded: LoadedModel, precision: Precision, sources: Sequence[Sequence[int]]
+def _gate(checkpoint: Checkpoint, loaded: LoadedModel, precision: Precision, sources: Sources) -> Gate:
+    _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources.gate))
+
+    def runner_of(rows: int) -> OnnxRunner:
+        return OnnxRunner(loaded, rows)
+
+    return check(checkpoint, runner_of, sources.gate, sources.sentence, SPECIAL_IDS, precision)
+
+
+def _referenced(options: ExportOptions) -> ReferencedText | None:
+    if options.calibration is None or options.reference is None:
+        return None
+    return ReferencedText.read(options.calibration, options.reference)
+
+
+def _scored(
+    checkpoint: Checkpoint, proved: _Candidate, precision: Precision, text: ReferencedText | None
 ) -> Gate:
-    _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources))
-    return check(model, lambda rows: OnnxRunner(loaded, rows), sources, SPECIAL_IDS, precision)
+    """The gate's findings, with the quality of the translations where there are references."""
+    if text is None:
+        return proved.gate
+    _LOGGER.info("translating %d lines in %s", len(text.sources), precision)
+    runner = OnnxRunner(proved.loaded, _SCORING_ROWS)
+    return dataclasses.replace(proved.gate, scores=quality(checkpoint, runner, text, SPECIAL_IDS, BEAM))
 
 
 def _finding(gate: Gate) -> str:
@@ -231,8 +254,14 @@ def _finding(gate: Gate) -> str:
         f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
         f"(tolerance {gate.tolerance:g}), {gate.greedy_agreement:.1%} of the greedy and "
         f"{gate.beam_agreement:.1%} of the beam translations agree, {gate.same_alone:.1%} are the same alone "
-        "and in company"
+        f"and in company{_odd(gate)}"
     )
+
+
+def _odd(gate: Gate) -> str:
+    """The odd texts that it does not translate as torch does."""
+    found = [f"{case} ({outcome})" for case, outcome in gate.behaviour.items() if outcome != "same"]
+    return "".join(["; texts translated otherwise: ", ", ".join(found)]) if found else ""
 
 
 @contextlib.contextmanager

@@ -60,11 +60,13 @@ def _gate(manifest: Manifest, precision: str) -> str:
     if gate is None:
         return "not checked against torch"
     scales = manifest.precisions[precision].activation_scales
+    outcomes = [*gate.behaviour.values()]
     return (
         f"gate {'passed' if gate.passed else 'FAILED'}, {gate.sentences} sentences, {gate.steps} steps, "
         f"log-probabilities within {gate.max_log_prob_difference:.1e} of torch's "
         f"({gate.mean_log_prob_loss:.1e} lost on average), "
         f"{gate.greedy_agreement:.1%} of greedy and {gate.beam_agreement:.1%} of beam translations equal, "
-        f"{gate.same_alone:.1%} the same alone and in company"
+        f"{gate.same_alone:.1%} the same alone and in company, "
+        f"{outcomes.count('same')} of {len(outcomes)} odd texts translated alike"
         + (f"; {scales} activation scales" if scales != "none" else "")
     )

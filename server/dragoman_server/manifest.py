@@ -27,13 +27,14 @@ __all__ = [
     "Graphs",
     "Limits",
     "Manifest",
+    "Outcome",
     "Score",
     "SpecialIds",
     "Tokenizers",
     "require_file_name",
 ]
 
-SCHEMA = 4
+SCHEMA = 5
 """The schema number that this code writes and reads."""
 MANIFEST_FILE = "bundle.json"
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -140,6 +141,21 @@ class Graphs:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """One quality measurement."""
+
+    metric: str
+    value: float
+    test_set: str
+    signature: str
+    """sacreBLEU's, which says how it was computed."""
+
+
+Outcome = Literal["same", "other", "failed"]
+"""What became of a text: torch's translation (or one that scores as well), another, or none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """What the exporter checked of one precision before it let the bundle be."""
 
@@ -159,17 +175,10 @@ class Gate:
     """Share of sentences whose translations by the engine, with a beam of 4, are torch's or score as well."""
     same_alone: float
     """Share of sentences that the engine translates alike alone and beside others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One quality measurement of the checkpoint."""
-
-    metric: str
-    value: float
-    test_set: str
-    signature: str
-    """sacreBLEU's, which says how it was computed."""
+    behaviour: Mapping[str, Outcome]
+    """What became of whole texts, by what is odd about them: in capitals, empty, very long, ..."""
+    scores: tuple[Score, ...] = ()
+    """Quality of this precision's translations, where the export was given references."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +204,7 @@ class Manifest:
     gates: Mapping[str, Gate]
     """By precision; one without a passed gate is not served."""
     scores: tuple[Score, ...] = ()
+    """Of the checkpoint."""
     provenance: str
     """Where the training data comes from."""
     licence: str

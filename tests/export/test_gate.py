@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dragoman_export import gate
 from dragoman_export.description import SPECIAL_IDS
 from dragoman_export.gate import TOLERANCE, check
 from dragoman_export.options import Precision
@@ -18,6 +19,7 @@ from dragoman_server.engine.runner import FloatArray, IntArray
 from dragoman_server.manifest import Gate
 
 SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3]]
+SENTENCE = "The old dog sees a cat."
 
 Change = Callable[[FloatArray, IntArray], tuple[FloatArray, IntArray]]
 
@@ -42,24 +44,30 @@ def gate_of(plain: tuple[Path, Bundle]) -> Callable[..., Gate]:
             runner.change = change
             return runner
 
-        return check(load_checkpoint(checkpoint).model, runner_of, SOURCES, SPECIAL_IDS, precision)
+        return check(load_checkpoint(checkpoint), runner_of, SOURCES, SENTENCE, SPECIAL_IDS, precision)
 
     return gate_of
 
 
 def test_the_exported_graphs_pass(gate_of: Callable[..., Gate]) -> None:
-    gate = gate_of(lambda log_prob, ids: (log_prob, ids))
-    assert gate.passed
-    assert (gate.sentences, gate.greedy_agreement, gate.beam_agreement, gate.same_alone) == (3, 1.0, 1.0, 1.0)
-    assert gate.max_log_prob_difference < TOLERANCE / 10
-    assert gate.steps >= len(SOURCES)
+    found = gate_of(lambda log_prob, ids: (log_prob, ids))
+    assert found.passed
+    assert (found.sentences, found.greedy_agreement, found.beam_agreement, found.same_alone) == (
+        3,
+        1.0,
+        1.0,
+        1.0,
+    )
+    assert found.max_log_prob_difference < TOLERANCE / 10
+    assert set(found.behaviour.values()) == {"same"}
+    assert found.steps >= len(SOURCES)
 
 
 def test_a_difference_beyond_the_tolerance_fails(gate_of: Callable[..., Gate]) -> None:
-    gate = gate_of(lambda log_prob, ids: (log_prob - 2 * np.float32(TOLERANCE), ids))
-    assert not gate.passed
-    assert gate.greedy_agreement == 1.0
-    assert gate.max_log_prob_difference == pytest.approx(2 * TOLERANCE, rel=0.1)
+    found = gate_of(lambda log_prob, ids: (log_prob - 2 * np.float32(TOLERANCE), ids))
+    assert not found.passed
+    assert found.greedy_agreement == 1.0
+    assert found.max_log_prob_difference == pytest.approx(2 * TOLERANCE, rel=0.1)
 
 
 def test_another_choice_of_token_fails(gate_of: Callable[..., Gate]) -> None:
@@ -67,10 +75,10 @@ def test_another_choice_of_token_fails(gate_of: Callable[..., Gate]) -> None:
         ids[0, :2] = ids[0, 1::-1]
         return log_prob, ids
 
-    gate = gate_of(swap)
-    assert not gate.passed
-    assert gate.greedy_agreement == pytest.approx(2 / 3)
-    assert gate.beam_agreement < 1.0
+    found = gate_of(swap)
+    assert not found.passed
+    assert found.greedy_agreement == pytest.approx(2 / 3)
+    assert found.beam_agreement < 1.0
 
 
 def test_company_that_changes_a_translation_fails_in_every_precision(
@@ -82,11 +90,11 @@ def test_company_that_changes_a_translation_fails_in_every_precision(
         return log_prob, ids
 
     for precision in ("fp32", "int8"):
-        gate = gate_of(disturbed, precision)
-        assert not gate.passed
-        assert gate.greedy_agreement == 1.0
-        assert gate.mean_log_prob_loss < TOLERANCE
-        assert gate.same_alone < 1.0
+        found = gate_of(disturbed, precision)
+        assert not found.passed
+        assert found.greedy_agreement == 1.0
+        assert found.mean_log_prob_loss < TOLERANCE
+        assert found.same_alone < 1.0
 
 
 def test_nan_fails(gate_of: Callable[..., Gate]) -> None:
@@ -94,7 +102,29 @@ def test_nan_fails(gate_of: Callable[..., Gate]) -> None:
         log_prob[1] = np.nan
         return log_prob, ids
 
-    gate = gate_of(spoil)
-    assert not gate.passed
-    assert np.isnan(gate.max_log_prob_difference)
-    assert gate.beam_agreement < 1.0  # the engine fails the request
+    found = gate_of(spoil)
+    assert not found.passed
+    assert np.isnan(found.max_log_prob_difference)
+    assert found.beam_agreement < 1.0  # the engine fails the request
+    assert found.behaviour["capitals"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("precision", "outcome", "passed"),
+    [
+        ("fp32", "same", True),
+        ("fp32", "other", False),
+        ("fp32", "failed", False),
+        ("int8", "other", True),
+        ("int8", "failed", False),
+    ],
+)
+def test_whole_texts_have_to_be_answered_and_in_fp32_as_torch_does(
+    gate_of: Callable[..., Gate],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    outcome: str,
+    passed: bool,
+) -> None:
+    monkeypatch.setattr(gate, "behaviour", lambda *_, **__: {"empty": "same", "capitals": outcome})
+    assert gate_of(lambda log_prob, ids: (log_prob, ids), precision).passed is passed

@@ -175,7 +175,7 @@ def test_static_scales_are_taken_where_they_are_faster_and_cost_next_to_nothing(
 ) -> None:
     monkeypatch.setattr(int8_choice, "_speedup", lambda *_: speedup)
     gates = [
-        Gate(passed, 32, 500, 0.5, loss, 0.02, 0.9, 0.9, 1.0)
+        Gate(passed, 32, 500, 0.5, loss, 0.02, 0.9, 0.9, 1.0, {})
         for passed, loss in ((True, 0.01), (static_passes, static_loss))
     ]
     assert prefers_static(None, None, *gates) is chosen

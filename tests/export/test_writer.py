@@ -11,12 +11,17 @@ import torch
 
 from dragoman_export import writer
 from dragoman_export.cli import export
+from dragoman_export.gate import BEAM
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_export.writer import export_checkpoint
+from dragoman_model.checkpoint import load_checkpoint
+from dragoman_model.evaluation import checkpoint_translator, score
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
 from dragoman_server.manifest import Score
 from dragoman_server.tokenizer import Tokenizer
+
+TEXT = Path(__file__)
 
 
 @pytest.fixture
@@ -41,6 +46,7 @@ def test_a_bundle_says_where_it_comes_from(plain: tuple[Path, Bundle]) -> None:
     assert 0.0 < gate.max_log_prob_difference < gate.tolerance
     card = plain[1].read("MODEL_CARD.md").decode()
     assert all(fact in card for fact in ("tiny 1", "made for this test", "CC0-1.0", "| d_model | 32 |"))
+    assert "| text: capitals | torch's translation |" in card
 
 
 def test_tokenizers_are_one_file_or_two(exported: tuple[Path, Bundle]) -> None:
@@ -115,6 +121,8 @@ def test_graphs_of_nan_fail_the_gate(
         ("models/tiny/1", {"name": "../tiny"}, "no file name"),
         ("models/tiny/1", {"calibration": Path("missing.txt")}, r"missing\.txt"),
         ("models/tiny/1", {"scores": Path("missing.json")}, r"missing\.json"),
+        ("models/tiny/1", {"calibration": TEXT, "reference": Path("missing.de")}, r"missing\.de"),
+        ("models/tiny/1", {"calibration": TEXT, "reference": Path(__file__).parent / "conftest.py"}, "lines"),
     ],
 )
 def test_mistakes_are_named(
@@ -147,6 +155,27 @@ def test_scores_of_another_form_are_refused(checkpoint: Path, tmp_path: Path, te
         export_checkpoint(checkpoint, tmp_path / "1", ExportOptions(scores=tmp_path / "scores.json"))
 
 
+def test_with_references_every_precision_is_scored(checkpoint: Path, tmp_path: Path) -> None:
+    source, reference = tmp_path / "valid.en", tmp_path / "valid.de"
+    source.write_text("the dog sees a cat\n\nan old man. the cat\n", encoding="utf-8")
+    reference.write_text("der Hund\n\nein Mann\n", encoding="utf-8")
+    options = ExportOptions(calibration=source, reference=reference)
+    bundle = export_checkpoint(checkpoint, tmp_path / "tiny" / "1", options)
+    bleu, chrf = bundle.manifest.gates["fp32"].scores
+    assert (bleu.metric, chrf.metric, bleu.test_set) == ("BLEU", "chrF", "valid.en, beam 4")
+    assert 0.0 <= bleu.value < 50.0
+    loaded = load_checkpoint(checkpoint)
+    outputs = checkpoint_translator(loaded, BEAM)(["the dog sees a cat", "an old man.", "the cat"])
+    joined = [outputs[0], "", f"{outputs[1]} {outputs[2]}"]
+    assert chrf.value == round(score(joined, ["der Hund", "", "ein Mann"]).chrf, 2)
+    assert "BLEU on valid.en, beam 4" in bundle.read("MODEL_CARD.md").decode()
+
+
+def test_a_reference_without_its_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="--calibration"):
+        ExportOptions(reference=Path("valid.de"))
+
+
 @pytest.mark.parametrize("precision", [(), ("int4",)])
 def test_unknown_precisions_are_refused(precision: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="precision"):
@@ -161,4 +190,6 @@ def test_the_command_prints_what_it_made(
     assert printed["gates"]["fp32"]["passed"]
     assert printed["manifest_sha256"] == Bundle.open(tmp_path / "tiny" / "1").manifest_sha256
     export(checkpoint, out=tmp_path / "tiny" / "2")
-    assert str(tmp_path / "tiny" / "2") in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "tiny" / "2") in shown
+    assert all(fact in shown for fact in ("fp32", "text: 1,000 words", "torch's translation", "MiB"))

@@ -50,7 +50,7 @@ MANIFEST = Manifest(
     limits=Limits(max_source_tokens=64, max_target_tokens=32),
     tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
     precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", (CACHE,))},
-    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0)},
+    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0, {"empty": "same"})},
     scores=(Score("BLEU", 30.5, "a test set", "a signature"),),
     provenance="made up",
     licence="CC0-1.0",
@@ -99,7 +99,7 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 4"),
+        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 5"),
         (lambda m: m.pop("schema"), "schema None is unknown"),
         (lambda m: m.update(colour="red"), "colour is an unknown key"),
         (lambda m: m["dimensions"].update(d_modal=1), "dimensions.d_modal is an unknown key"),
@@ -339,7 +339,7 @@ def test_inspect_refuses_an_altered_file(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gates", "shown"),
-    [({}, "not checked"), ({"fp32": Gate(False, 1, 1, 1.0, 1.0, 1e-4, 0.0, 0.0, 0.0)}, "gate FAILED")],
+    [({}, "not checked"), ({"fp32": Gate(False, 1, 1, 1.0, 1.0, 1e-4, 0.0, 0.0, 0.0, {})}, "gate FAILED")],
 )
 def test_inspect_tells_of_a_gate_not_passed(
     bundle: Path, gates: dict[str, Gate], shown: str, capsys: pytest.CaptureFixture[str]

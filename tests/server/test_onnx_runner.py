@@ -28,7 +28,7 @@ from dragoman_server.manifest import Dimensions, Gate, Graphs, Limits, Manifest,
 
 VOCABULARY, MAX_TOKENS, MAX_ROWS = 30, 40, 20
 SOURCE, OTHER = [5, 9, 14, 3], [21, 3]
-GATE = Gate(True, 1, 1, 0.0, 0.0, 1e-4, 1.0, 1.0, 1.0)
+GATE = Gate(True, 1, 1, 0.0, 0.0, 1e-4, 1.0, 1.0, 1.0, {})
 
 
 @pytest.fixture(scope="module")
