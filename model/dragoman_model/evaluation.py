@@ -74,15 +74,16 @@ def moses_lower(texts: Iterable[str], language: str) -> list[str]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 file.
+    """The lines of a UTF-8 file; a line ends in a line feed, or a carriage return and one.
 
     Raises:
         ValueError: the file is not UTF-8.
     """
     try:
-        return file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: line {error.object[: error.start].count(10) + 1} is not UTF-8") from error
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def checkpoint_translator(checkpoint: Checkpoint, options: DecodingOptions) -> Translate:

@@ -35,3 +35,9 @@ def test_lines_are_split_at_newlines_alone(tmp_path: Path) -> None:
     file.write_bytes(b"fine\n\xff\n")
     with pytest.raises(ValueError, match="line 2 is not UTF-8"):
         read_lines(file)
+
+
+def test_carriage_returns_before_newlines_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_bytes(b"a\r\n\r\nb\rc\r\n")
+    assert read_lines(file) == ["a", "", "b\rc"]
