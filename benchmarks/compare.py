@@ -29,6 +29,7 @@ from dragoman_loadtest.machine import describe_machine
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
 from dragoman_model.evaluation import read_lines
 from dragoman_server.bundle import Bundle
+from dragoman_server.engine.messages import output_limit
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.tokenizer import EOS_ID
 from systems import Output, Sentence, System, Translate
@@ -61,23 +62,27 @@ def main() -> None:
     )
     parser.add_argument("--alone", type=int, default=200, help="sentences one at a time; 0 for none")
     parser.add_argument("--rows", type=int, default=128, help="slots per worker")
+    parser.add_argument("--precision", nargs="*", help="of the bundle's; all of them by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     checkpoint, bundle = load_checkpoint(options.checkpoint), Bundle.open(options.bundle)
-    sentences = _sentences(checkpoint, options.source, options.count)
-    report: dict[str, Any] = {
-        "machine": describe_machine(),
-        "cores": choose_threads(),
-        "sentences": len(sentences),
-        "source_tokens": sum(len(sentence.ids) for sentence in sentences),
-        "offline": [],
-        "alone": [],
-    }
+    precisions = options.precision or sorted(bundle.manifest.precisions)
     with tempfile.TemporaryDirectory() as folder:
         peer = Path(folder) / "ctranslate2"
         ctranslate2_convert.convert(checkpoint, peer)
-        for precision in sorted(bundle.manifest.precisions):
+        given = _sentences(checkpoint, options.source, options.count)
+        sentences = _ended(peer, given)
+        report: dict[str, Any] = {
+            "machine": describe_machine(),
+            "cores": choose_threads(),
+            "sentences": len(sentences),
+            "left_out": len(given) - len(sentences),
+            "source_tokens": sum(len(sentence.ids) for sentence in sentences),
+            "offline": [],
+            "alone": [],
+        }
+        for precision in precisions:
             for beam_size in options.beam:
                 with contextlib.ExitStack() as stack:
                     contestants = _offline_systems(
@@ -99,6 +104,18 @@ def _sentences(checkpoint: Checkpoint, source: Path, count: int) -> list[Sentenc
     texts = read_lines(source)[:count]
     encoded = checkpoint.source_tokenizer.encode_all(texts)
     return [Sentence(text, [*ids, EOS_ID]) for text, ids in zip(texts, encoded, strict=True)]
+
+
+def _ended(peer: Path, sentences: list[Sentence]) -> list[Sentence]:
+    """Those whose translations end by themselves: the systems cut the others at bounds of their own."""
+    system = systems.ctranslate2(peer, "fp32", [(choose_threads(), 1)], [max(BATCH_TOKENS)])
+    [translate] = system.settings.values()
+    outputs = translate(sentences, 1)
+    return [
+        sentence
+        for sentence, output in zip(sentences, outputs, strict=True)
+        if output.tokens < output_limit(len(sentence.ids))
+    ]
 
 
 def _offline_systems(
