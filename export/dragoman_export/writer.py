@@ -261,7 +261,7 @@ def _finding(gate: Gate) -> str:
 def _odd(gate: Gate) -> str:
     """The odd texts that it does not translate as torch does."""
     found = [f"{case} ({outcome})" for case, outcome in gate.behaviour.items() if outcome != "same"]
-    return "".join(["; texts translated otherwise: ", ", ".join(found)]) if found else ""
+    return f"; texts translated otherwise: {', '.join(found)}" if found else ""
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ QUANTILES = (0.5, 0.9, 0.95, 0.97, 0.99, 0.999)
 BUCKETS = (8, 16, 32, 64)
 """Upper bounds of the buckets of source tokens; one more holds what is longer."""
 _LAG_SECONDS = 0.002
-_LAG_SHARE = 0.02
+_LAG_SHARE = 0.01
+_LAG_BOUND_SHARE = 0.02
 _CPU_SHARE = 0.9
 _SLOWEST = 5
 
@@ -222,7 +223,7 @@ def _check(found: Check) -> dict[str, Any]:
 def self_check(measurement: Measurement, objectives: tuple[Objective, ...] = ()) -> dict[str, Any]:
     """Whether the client was the bottleneck; if so the run says nothing of the server.
 
-    Requests may leave as late as does not matter: 2 ms, or 2 % of the 99th percentile of the latency or of
+    Requests may leave as late as does not matter: 2 ms, 1 % of the 99th percentile of the latency, or 2 % of
     the tightest bound that is judged.
     """
     records = measurement.samples.records
@@ -231,7 +232,7 @@ def self_check(measurement: Measurement, objectives: tuple[Objective, ...] = ())
     dropped = int(np.count_nonzero(records["code"] == Code.DROPPED))
     latency = quantiles(records, "latency").get("p99", 0.0)
     judged = min((o.bound for o in objectives if np.isfinite(o.bound)), default=0.0)
-    bound = max(_LAG_SECONDS, _LAG_SHARE * latency, _LAG_SHARE * judged)
+    bound = max(_LAG_SECONDS, _LAG_SHARE * latency, _LAG_BOUND_SHARE * judged)
     reasons = []
     if not len(records):
         reasons.append("no request was sent")

@@ -52,12 +52,8 @@ def gate_of(plain: tuple[Path, Bundle]) -> Callable[..., Gate]:
 def test_the_exported_graphs_pass(gate_of: Callable[..., Gate]) -> None:
     found = gate_of(lambda log_prob, ids: (log_prob, ids))
     assert found.passed
-    assert (found.sentences, found.greedy_agreement, found.beam_agreement, found.same_alone) == (
-        3,
-        1.0,
-        1.0,
-        1.0,
-    )
+    assert found.sentences == 3
+    assert (found.greedy_agreement, found.beam_agreement, found.same_alone) == (1.0, 1.0, 1.0)
     assert found.max_log_prob_difference < TOLERANCE / 10
     assert set(found.behaviour.values()) == {"same"}
     assert found.steps >= len(SOURCES)
