@@ -52,7 +52,7 @@ bench: setup  ## compare with CTranslate2 and Transformers: CHECKPOINT, BUNDLE a
 		{ echo "make bench CHECKPOINT=checkpoints/en-de BUNDLE=models/en-de/1 TEXT=test.en [OUT=bench]" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/compare.py --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --source $(TEXT) --out $(OUT)
-	$(BIN)/python benchmarks/online.py --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --corpus $(TEXT) \
+	$(BIN)/python benchmarks/online.py --checkpoint $(CHECKPOINT) --bundle $(BUNDLE) --corpus $(OUT)/sentences.txt \
 		--out $(OUT)/online.json
 
 clean:  ## delete what was built

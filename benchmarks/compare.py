@@ -50,7 +50,7 @@ _COLOURS = {
 
 
 def main() -> None:
-    """Measure, print, write `compare.json` and `compare.png`."""
+    """Measure, print, write `compare.json`, `compare.png`, and the sentences that were compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True, help="exported from it")
@@ -73,6 +73,8 @@ def main() -> None:
         ctranslate2_convert.convert(checkpoint, peer)
         given = _sentences(checkpoint, options.source, options.count)
         sentences = _ended(peer, given)
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "sentences.txt").write_text("".join(f"{sentence.text}\n" for sentence in sentences))
         report: dict[str, Any] = {
             "machine": describe_machine(),
             "cores": choose_threads(),
@@ -95,7 +97,6 @@ def main() -> None:
                 with contextlib.ExitStack() as stack:
                     contestants = _alone_systems(stack, bundle, peer, precision)
                     report["alone"] += _alone(contestants, sentences[: options.alone])
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "compare.json").write_text(json.dumps(report, indent=2) + "\n")
     _draw(report, options.out / "compare.png")
 
