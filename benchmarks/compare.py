@@ -31,7 +31,7 @@ from dragoman_model.evaluation import read_lines
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.messages import output_limit
 from dragoman_server.engine.threads import choose_threads
-from dragoman_server.tokenizer import EOS_ID
+from dragoman_server.special_ids import EOS_ID
 from systems import Output, Sentence, System, Translate
 
 mpl.use("agg")

@@ -17,7 +17,7 @@ from ctranslate2_peer import SPECIAL
 from dragoman_model.attention import CrossAttention, SelfAttention
 from dragoman_model.checkpoint import Checkpoint, load_checkpoint
 from dragoman_model.transformer import Embedding, FeedForward
-from dragoman_server.tokenizer import BOS_ID, PAD_ID
+from dragoman_server.special_ids import BOS_ID, PAD_ID
 
 MASKED = -1e9
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import ctranslate2
 
 from dragoman_server.engine.messages import output_limit
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from dragoman_server.special_ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 SPECIAL = {PAD_ID: "<pad>", UNK_ID: "<unk>", BOS_ID: "<s>", EOS_ID: "</s>"}
 """What these ids are called there; every other token is its id in decimal."""

@@ -28,7 +28,8 @@ from dragoman_server.engine import Failed, Finished, FinishReason, Hypothesis, R
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
 from dragoman_server.service.server import GrpcServer
-from dragoman_server.tokenizer import EOS_ID, Tokenizer
+from dragoman_server.special_ids import EOS_ID
+from dragoman_server.tokenizer import Tokenizer
 from dragoman_server.translator import Translator
 
 BATCH_TOKENS = 4096

@@ -11,7 +11,7 @@ from transformers import MarianConfig, MarianMTModel
 
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_server.engine.messages import output_limit
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from dragoman_server.special_ids import BOS_ID, EOS_ID, PAD_ID
 
 MASKED = -1e9
 

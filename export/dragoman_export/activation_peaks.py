@@ -11,27 +11,29 @@ from torch import Tensor, nn
 from dragoman_export.graphs import DecodeStepGraph
 from dragoman_model.reference import forced_log_probs
 from dragoman_model.transformer import DecoderLayer, Transformer
+from dragoman_server.special_ids import SpecialIds
 
 __all__ = ["Pairs", "by_bias", "input_peaks", "state_peaks"]
 
 Pairs = Iterable[tuple[Sequence[int], Sequence[int]]]
 """Source ids, end symbol included, and target ids without start symbol."""
 
+_OURS = SpecialIds()
 _Note = Callable[[nn.Linear, Tensor, Tensor], None]
 
 
-def input_peaks(model: Transformer, pairs: Pairs) -> dict[nn.Linear, float]:
+def input_peaks(model: Transformer, pairs: Pairs, special: SpecialIds = _OURS) -> dict[nn.Linear, float]:
     """The largest absolute input of every linear layer while `model`, in evaluation mode, reads `pairs`."""
     peaks: dict[nn.Linear, float] = {}
 
     def note(layer: nn.Linear, x: Tensor, _: Tensor) -> None:
         peaks[layer] = max(peaks.get(layer, 0.0), x.abs().max().item())
 
-    _watch(model, [layer for layer in model.modules() if isinstance(layer, nn.Linear)], pairs, note)
+    _watch(model, [layer for layer in model.modules() if isinstance(layer, nn.Linear)], pairs, special, note)
     return peaks
 
 
-def state_peaks(model: Transformer, pairs: Pairs) -> dict[str, Tensor]:
+def state_peaks(model: Transformer, pairs: Pairs, special: SpecialIds = _OURS) -> dict[str, Tensor]:
     """The largest absolute keys and values while `model`, in evaluation mode, reads `pairs`.
 
     Returns:
@@ -51,11 +53,13 @@ def state_peaks(model: Transformer, pairs: Pairs) -> dict[str, Tensor]:
             seen = part.view(model.config.num_heads, model.config.head_dim)
             peaks[name] = torch.maximum(peaks.get(name, seen), seen)
 
-    _watch(model, list(makers), pairs, note)
+    _watch(model, list(makers), pairs, special, note)
     return peaks
 
 
-def _watch(model: Transformer, layers: Sequence[nn.Linear], pairs: Pairs, note: _Note) -> None:
+def _watch(
+    model: Transformer, layers: Sequence[nn.Linear], pairs: Pairs, special: SpecialIds, note: _Note
+) -> None:
     """Have `model` read `pairs` (teacher forcing); tell `note` what goes into and comes out of `layers`."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -65,7 +69,7 @@ def _watch(model: Transformer, layers: Sequence[nn.Linear], pairs: Pairs, note: 
     try:
         with torch.inference_mode():
             for source, target in pairs:
-                forced_log_probs(model, source, target)
+                forced_log_probs(model, source, target, special)
     finally:
         for handle in handles:
             handle.remove()

@@ -25,7 +25,7 @@ from dragoman_server.engine.messages import (
 )
 from dragoman_server.engine.runner import Runner
 from dragoman_server.errors import DragomanServerError
-from dragoman_server.manifest import Outcome, SpecialIds
+from dragoman_server.manifest import Outcome
 from dragoman_server.translations import TextHypothesis
 
 __all__ = ["behaviour", "behaviour_cases"]
@@ -55,7 +55,6 @@ def behaviour(
     checkpoint: Checkpoint,
     runner: Runner,
     sentence: str,
-    special: SpecialIds,
     options: DecodingOptions,
     tie: float,
 ) -> dict[str, Outcome]:
@@ -65,30 +64,29 @@ def behaviour(
         checkpoint: The reference.
         runner: Of what is to be proved; with slots for a beam at least.
         sentence: In the source language.
-        special: Ids of the control symbols.
         options: Of the search.
         tie: Largest difference of a text's scores, for each of its segments, at which two translations are
             as good as each other.
     """
-    return asyncio.run(_behaviour(checkpoint, runner, behaviour_cases(sentence), special, options, tie))
+    return asyncio.run(_behaviour(checkpoint, runner, behaviour_cases(sentence), options, tie))
 
 
 async def _behaviour(
     checkpoint: Checkpoint,
     runner: Runner,
     cases: Mapping[str, str],
-    special: SpecialIds,
     options: DecodingOptions,
     tie: float,
 ) -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
-    expecting = text_pipeline(checkpoint, _Torch(checkpoint), special, _MAX_SEGMENTS)
+    expecting = text_pipeline(checkpoint, _Torch(checkpoint), _MAX_SEGMENTS)
+    special = checkpoint.special
     with Engine([runner], max_queue=_MAX_SEGMENTS, bos_id=special.bos, eos_id=special.eos) as engine:
-        tried = text_pipeline(checkpoint, engine, special, _MAX_SEGMENTS)
+        tried = text_pipeline(checkpoint, engine, _MAX_SEGMENTS)
         for case, text in cases.items():
-            [expected] = await expecting.translate([text], checkpoint.source_language, options, None)
+            [expected] = await expecting.translate([text], checkpoint.direction, options, None)
             try:
-                [translation] = await tried.translate([text], checkpoint.source_language, options, None)
+                [translation] = await tried.translate([text], checkpoint.direction, options, None)
             except DragomanServerError:
                 found[case] = "failed"
                 continue
@@ -105,7 +103,7 @@ class _Torch:
     """The reference search as an engine; it remembers what it has translated."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._model = checkpoint.model
+        self._model, self._special = checkpoint.model, checkpoint.special
         self._known: dict[tuple[int, ...], tuple[Hypothesis, ...]] = {}
 
     def submit(self, request: Request) -> None:
@@ -124,5 +122,7 @@ class _Torch:
             beam_size=request.options.beam_size,
             max_output_tokens=min(output_limit(len(request.source)), self._model.config.max_positions),
             alpha=request.options.length_penalty,
+            special=self._special,
+            first_token=request.first_token,
         )
         return tuple(found[: request.options.n_best])

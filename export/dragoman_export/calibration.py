@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dragoman_model.checkpoint import Checkpoint
-from dragoman_server.tokenizer import EOS_ID
 
 __all__ = ["Sources", "calibration_sources"]
 
@@ -37,14 +36,14 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
         ValueError: no line of `file` has text, or `file` is not UTF-8.
         OSError: `file` cannot be read.
     """
-    longest = min(_LONGEST, checkpoint.config.max_positions) - 1
+    around = len(checkpoint.languages.prefix(checkpoint.direction)) + 1  # the tokens that every source has
+    longest = min(_LONGEST, checkpoint.config.max_positions) - around
     if file is None:
-        vocabulary_size = checkpoint.config.source_vocabulary_size
-        gate = _random_sources(vocabulary_size, longest, _SENTENCES, _SEED)
+        gate = _random_sources(checkpoint, longest, _SENTENCES, _SEED)
         return Sources(
             gate,
-            _random_sources(vocabulary_size, longest, _SCALE_SENTENCES, _SEED + 1),
-            checkpoint.source_tokenizer.decode(gate[_SENTENCES // 3][:-1]),
+            _random_sources(checkpoint, longest, _SCALE_SENTENCES, _SEED + 1),
+            checkpoint.source_tokenizer.decode(gate[_SENTENCES // 3]),
         )
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -53,12 +52,15 @@ def calibration_sources(checkpoint: Checkpoint, file: Path | None) -> Sources:
     if not lines:
         raise ValueError(f"{file} has no line of text to check the export with")
     lines = lines[: _SENTENCES + _SCALE_SENTENCES]
-    sources = [[*checkpoint.source_tokenizer.encode(line)[:longest], EOS_ID] for line in lines]
+    sources = [checkpoint.source_ids(line, longest) for line in lines]
     sentence = min(lines, key=lambda line: abs(len(line.split()) - _ORDINARY))
     return Sources(sources[:_SENTENCES], sources[_SENTENCES:] or sources, sentence.strip())
 
 
-def _random_sources(vocabulary_size: int, longest: int, count: int, seed: int) -> list[list[int]]:
+def _random_sources(checkpoint: Checkpoint, longest: int, count: int, seed: int) -> list[list[int]]:
     generator = random.Random(seed)  # noqa: S311 - nothing secret
     lengths = [1 + i * (longest - 1) // (count - 1) for i in range(count)]
-    return [[*generator.choices(range(EOS_ID + 1, vocabulary_size), k=length), EOS_ID] for length in lengths]
+    special, vocabulary = checkpoint.special, range(checkpoint.source_tokenizer.vocabulary_size)
+    prefix = checkpoint.languages.prefix(checkpoint.direction)
+    words = [i for i in vocabulary if i not in (special.pad, special.unk, special.bos, special.eos)]
+    return [[*prefix, *generator.choices(words, k=length), special.eos] for length in lengths]

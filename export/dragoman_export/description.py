@@ -20,16 +20,12 @@ from dragoman_server.manifest import (
     Limits,
     Manifest,
     Score,
-    SpecialIds,
     Tokenizers,
 )
 from dragoman_server.state_tensor import StateTensor
 from dragoman_server.strict_json import parse_json
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-__all__ = ["SPECIAL_IDS", "describe", "graph_files", "read_scores", "records", "tokenizer_files"]
-
-SPECIAL_IDS = SpecialIds(pad=PAD_ID, unk=UNK_ID, bos=BOS_ID, eos=EOS_ID)
+__all__ = ["describe", "graph_files", "read_scores", "records", "tokenizer_files"]
 
 
 def describe(
@@ -47,10 +43,11 @@ def describe(
         name=name,
         version=version,
         architecture="transformer",
-        source_languages=(checkpoint.source_language,),
-        target_languages=(checkpoint.target_language,),
+        source_languages=checkpoint.source_languages,
+        target_languages=checkpoint.target_languages,
         dimensions=_dimensions(config),
-        special_ids=SPECIAL_IDS,
+        special_ids=checkpoint.special,
+        language_tokens=checkpoint.languages,
         limits=Limits(max_source_tokens=config.max_positions, max_target_tokens=config.max_positions),
         tokenizers=tokenizer_files(checkpoint),
         precisions=precisions,
@@ -109,6 +106,8 @@ def _dimensions(config: ModelConfig) -> Dimensions:
         decoder_layers=config.decoder_layers,
         source_vocabulary_size=config.source_vocabulary_size,
         target_vocabulary_size=config.target_vocabulary_size,
+        encoder_num_heads=config.heads_of_encoder,
+        encoder_d_ff=config.d_ff_of_encoder,
     )
 
 

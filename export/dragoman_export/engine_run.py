@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.messages import DecodingOptions, Event, Finished, Hypothesis, Request
 from dragoman_server.engine.runner import Runner
-from dragoman_server.manifest import SpecialIds
+from dragoman_server.special_ids import SpecialIds
 
 __all__ = ["engine_translations"]
 
@@ -20,6 +20,7 @@ def engine_translations(
     options: DecodingOptions,
     *,
     at_once: bool,
+    first_token: int | None = None,
 ) -> list[Hypothesis | None]:
     """The best translation of each source; None where the engine failed.
 
@@ -28,6 +29,7 @@ def engine_translations(
         sources: Source ids, end-of-sentence included.
         special: Ids of the control symbols.
         options: Of the search.
+        first_token: What every translation has to begin with.
         at_once: Submit all and let them share steps, or each when the one before is answered.
     """
     found: list[Hypothesis | None] = [None] * len(sources)
@@ -40,7 +42,7 @@ def engine_translations(
                     found[place] = event.hypotheses[0]
                 answered.set()
 
-            engine.submit(Request(tuple(source), options, notify))
+            engine.submit(Request(tuple(source), options, notify, first_token=first_token))
             if not at_once:
                 answered.wait()
         engine.drain()

@@ -12,10 +12,9 @@ from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.options import Precision
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.reference import beam_search, forced_log_probs
-from dragoman_model.transformer import Transformer
 from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypothesis, output_limit
 from dragoman_server.engine.runner import FloatArray, Runner
-from dragoman_server.manifest import Gate, SpecialIds
+from dragoman_server.manifest import Gate
 
 __all__ = ["BEAM", "INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
 
@@ -36,7 +35,6 @@ def check(
     runner_of: Callable[[int], Runner],
     sources: Sequence[Sequence[int]],
     sentence: str,
-    special: SpecialIds,
     precision: Precision = "fp32",
 ) -> Gate:
     """Compare the exported graphs with the checkpoint's network, step by step and in the engine's search.
@@ -55,16 +53,15 @@ def check(
         runner_of: Makes a runner of what is to be proved, with that many slots.
         sources: Source ids, end-of-sentence included.
         sentence: In the source language, for the odd texts.
-        special: Ids of the control symbols.
         precision: What is proved.
     """
-    model = checkpoint.model
-    targets = [greedy(model, source, special.eos) for source in sources]
+    model, special = checkpoint.model, checkpoint.special
+    targets = [greedy(checkpoint, source) for source in sources]
     found = _teacher_forced(runner_of(len(sources)), sources, targets, special.bos)
     differences, losses, agreeing = [], [], 0
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         # The last output's successor is not compared: nothing follows an end-of-sentence.
-        expected = forced_log_probs(model, source, target[:-1]).numpy()
+        expected = forced_log_probs(model, source, target[:-1], special).numpy()
         exported = found[row, : len(target)]
         losses.append(expected.max(axis=-1) - _of_best(expected, exported))
         differences.append(np.abs(expected - exported)[expected > MASKED_LOGIT / 2].max())
@@ -74,11 +71,14 @@ def check(
     searched = sources[:_SEARCHED]
     runner = runner_of(BEAM.beam_size * len(searched))
     together, alone = (
-        engine_translations(runner, searched, special, BEAM, at_once=at_once) for at_once in (True, False)
+        engine_translations(
+            runner, searched, special, BEAM, at_once=at_once, first_token=_first_token(checkpoint)
+        )
+        for at_once in (True, False)
     )
-    beam_agreement = _agreement([_beam(model, source) for source in searched], together, tie=TOLERANCE)
+    beam_agreement = _agreement([_beam(checkpoint, source) for source in searched], together, tie=TOLERANCE)
     same_alone = _agreement(together, alone, tie=TOLERANCE if precision == "fp32" else 0.0)
-    odd = behaviour(checkpoint, runner, sentence, special, BEAM, tie=TOLERANCE)
+    odd = behaviour(checkpoint, runner, sentence, BEAM, tie=TOLERANCE)
     same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
     same &= set(odd.values()) == {"same"}
     good = same if precision == "fp32" else loss <= INT8_TOLERANCE
@@ -96,25 +96,32 @@ def check(
     )
 
 
-def greedy(model: Transformer, source: Sequence[int], eos: int) -> list[int]:
+def greedy(checkpoint: Checkpoint, source: Sequence[int]) -> list[int]:
     """Torch's greedy translation, with its end-of-sentence where there is one."""
-    best = beam_search(model, source, beam_size=1, max_output_tokens=_bound(model, source))[0]
-    return [*best.tokens, eos] if best.finish_reason is FinishReason.STOP else list(best.tokens)
+    best = _search(checkpoint, source, beam_size=1, alpha=0.0)
+    stopped = best.finish_reason is FinishReason.STOP
+    return [*best.tokens, checkpoint.special.eos] if stopped else list(best.tokens)
 
 
-def _beam(model: Transformer, source: Sequence[int]) -> Hypothesis:
+def _beam(checkpoint: Checkpoint, source: Sequence[int]) -> Hypothesis:
     """Torch's translation with a beam."""
+    return _search(checkpoint, source, beam_size=BEAM.beam_size, alpha=BEAM.length_penalty)
+
+
+def _search(checkpoint: Checkpoint, source: Sequence[int], beam_size: int, alpha: float) -> Hypothesis:
     return beam_search(
-        model,
+        checkpoint.model,
         source,
-        beam_size=BEAM.beam_size,
-        max_output_tokens=_bound(model, source),
-        alpha=BEAM.length_penalty,
+        beam_size=beam_size,
+        max_output_tokens=min(output_limit(len(source)), checkpoint.config.max_positions),
+        alpha=alpha,
+        special=checkpoint.special,
+        first_token=_first_token(checkpoint),
     )[0]
 
 
-def _bound(model: Transformer, source: Sequence[int]) -> int:
-    return min(output_limit(len(source)), model.config.max_positions)
+def _first_token(checkpoint: Checkpoint) -> int | None:
+    return checkpoint.languages.first(checkpoint.direction)
 
 
 def _agreement(

@@ -99,7 +99,8 @@ class DecodeStepGraph(nn.Module):
     def __init__(self, model: Transformer, masked_ids: Sequence[int]) -> None:
         super().__init__()
         self.decoder = model.decoder
-        bias = torch.zeros(model.config.target_vocabulary_size)
+        own = model.decoder.output.bias
+        bias = torch.zeros(model.config.target_vocabulary_size) if own is None else own.detach().clone()
         bias[list(masked_ids)] = MASKED_LOGIT
         self.output_bias: Tensor
         self.register_buffer("output_bias", bias)

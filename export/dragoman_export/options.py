@@ -8,9 +8,10 @@ from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-__all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision"]
+__all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision", "SourceFormat"]
 
 Precision = Literal["fp32", "int8"]
+SourceFormat = Literal["dragoman", "marian", "m2m100"]
 Int8Scales = Literal["auto", "row-wise", "static"]
 
 
@@ -29,6 +30,14 @@ class ExportOptions:
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
     """Precisions to export: fp32, and int8, which is smaller and faster on CPUs."""
+    source_format: Annotated[SourceFormat, Parameter(name="--from")] = "dragoman"
+    """What the checkpoint is: dragoman, as training wrote it; marian, a MarianMT folder of Hugging Face, such
+    as the OPUS-MT models; m2m100, an M2M100 or NLLB one."""
+    source_language: str | None = None
+    """Of an imported model, where its folder does not say; of a model of many languages, the one it is
+    checked with."""
+    target_language: str | None = None
+    """The same."""
     name: str | None = None
     """The model's name; by default that of the directory above the version."""
     calibration: Path | None = None

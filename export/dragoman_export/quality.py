@@ -12,7 +12,7 @@ from dragoman_model.evaluation import read_lines, score
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.messages import DecodingOptions
 from dragoman_server.engine.runner import Runner
-from dragoman_server.manifest import Score, SpecialIds
+from dragoman_server.manifest import Score
 from dragoman_server.strict_json import parse_json
 
 __all__ = ["ReferencedText", "quality"]
@@ -47,7 +47,6 @@ def quality(
     checkpoint: Checkpoint,
     runner: Runner,
     text: ReferencedText,
-    special: SpecialIds,
     options: DecodingOptions,
 ) -> tuple[Score, ...]:
     """BLEU and chrF of the engine's translations.
@@ -56,13 +55,12 @@ def quality(
         checkpoint: Has the tokenizers.
         runner: Of the precision that is scored; with slots for a beam at least.
         text: With references.
-        special: Ids of the control symbols.
         options: Of the search.
 
     Raises:
         EngineError: the network fails.
     """
-    outputs = asyncio.run(_translations(checkpoint, runner, text.sources, special, options))
+    outputs = asyncio.run(_translations(checkpoint, runner, text.sources, options))
     search = "greedy" if options.beam_size == 1 else f"beam {options.beam_size}"
     found = score(outputs, text.references).records(f"{text.name}, {search}")
     return tuple(parse_json(Score, record) for record in found)
@@ -72,11 +70,11 @@ async def _translations(
     checkpoint: Checkpoint,
     runner: Runner,
     sources: list[str],
-    special: SpecialIds,
     options: DecodingOptions,
 ) -> list[str]:
     characters = sum(map(len, sources))  # no text has more segments than characters
+    special = checkpoint.special
     with Engine([runner], max_queue=characters + 1, bos_id=special.bos, eos_id=special.eos) as engine:
-        pipeline = text_pipeline(checkpoint, engine, special, max_segments=characters + 1)
-        found = await pipeline.translate(sources, checkpoint.source_language, options, None)
+        pipeline = text_pipeline(checkpoint, engine, max_segments=characters + 1)
+        found = await pipeline.translate(sources, checkpoint.direction, options, None)
     return [translation.hypotheses[0].text for translation in found]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from dragoman_export.activation_peaks import by_bias, input_peaks, state_peaks
 from dragoman_export.calibration import Sources, calibration_sources
 from dragoman_export.description import (
-    SPECIAL_IDS,
     describe,
     graph_files,
     read_scores,
@@ -26,6 +25,7 @@ from dragoman_export.description import (
 )
 from dragoman_export.gate import BEAM, check, greedy
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
+from dragoman_export.importers import read_model
 from dragoman_export.int8 import quantise
 from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
@@ -33,7 +33,7 @@ from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.quality import ReferencedText, quality
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
-from dragoman_model.checkpoint import Checkpoint, load_checkpoint
+from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_ungated
@@ -46,8 +46,8 @@ MODEL_CARD_FILE = "MODEL_CARD.md"
 _Scales = Literal["none", "row-wise", "static"]
 
 _DEFAULTS = ExportOptions()
-_MASKED = (SPECIAL_IDS.pad, SPECIAL_IDS.bos)
 _SCORING_ROWS = 64
+_MAX_GRAPH_BYTES = 2**31  # of a protocol buffer
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     """Export the checkpoint in the folder `checkpoint` to the bundle `out`, a path NAME/VERSION.
 
     Args:
-        checkpoint: As training wrote it.
+        checkpoint: As training wrote it, or in the format that the options name.
         out: Created whole, or not at all.
         options: What to export.
 
@@ -69,16 +69,15 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     """
     name = options.name or out.absolute().parent.name
     _require_target(name, out, options.overwrite)
-    loaded = load_checkpoint(checkpoint)
-    if loaded.config.head_dim % 8:
-        raise ExportError(f"ONNX Runtime needs a head_dim that 8 divides, not {loaded.config.head_dim}")
+    loaded = read_model(checkpoint, options)
+    _require_exportable(loaded.model)
     sources = calibration_sources(loaded, options.calibration)
     scores = read_scores(options.scores)
     text = _referenced(options)
     files = _tokenizers(loaded)
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
-    floats = _FloatGraphs.of(loaded.model)
+    floats = _FloatGraphs.of(loaded)
     with _staging(out) as folder:
 
         def prove(precision: Precision, scales: _Scales) -> _Candidate:
@@ -122,6 +121,19 @@ def _require_target(name: str, out: Path, overwrite: bool) -> None:
         raise ExportError(f"{out} exists; choose the next version or say --overwrite")
 
 
+def _require_exportable(model: Transformer) -> None:
+    config = model.config
+    for head_dim in (config.head_dim, config.d_model // config.heads_of_encoder):
+        if head_dim % 8:
+            raise ExportError(f"ONNX Runtime needs a head_dim that 8 divides, not {head_dim}")
+    for side, module in (("encoder", model.encoder), ("decoder", model.decoder)):
+        size = sum(parameter.nbytes for parameter in module.parameters())
+        if size >= _MAX_GRAPH_BYTES:
+            raise ExportError(
+                f"the {side} has {size / 2**30:.1f} GiB of weights; a graph may have less than 2"
+            )
+
+
 def _tokenizers(checkpoint: Checkpoint) -> dict[str, bytes]:
     names = tokenizer_files(checkpoint)
     return {
@@ -162,16 +174,16 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
 class _FloatGraphs:
     """What every precision is made of."""
 
-    model: Transformer
+    checkpoint: Checkpoint
     encoder: bytes
     decode_step: bytes
 
     @classmethod
-    def of(cls, model: Transformer) -> _FloatGraphs:
+    def of(cls, checkpoint: Checkpoint) -> _FloatGraphs:
         _LOGGER.info("exporting the encoder")
-        encoder = encoder_onnx(model)
+        encoder = encoder_onnx(checkpoint.model)
         _LOGGER.info("exporting the decode step")
-        return cls(model, encoder, decode_step_onnx(model, _MASKED))
+        return cls(checkpoint, encoder, decode_step_onnx(checkpoint.model, checkpoint.special.never))
 
     def quantised(
         self, inputs: Mapping[nn.Linear, float], state: Mapping[str, Tensor]
@@ -187,7 +199,10 @@ class _FloatGraphs:
         """
         encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
         quantise(encoder)
-        quantise(decode_step, by_bias(DecodeStepGraph(self.model, _MASKED), inputs))
+        quantise(
+            decode_step,
+            by_bias(DecodeStepGraph(self.checkpoint.model, self.checkpoint.special.never), inputs),
+        )
         scales = {name: cache_scales(peaks.numpy()) for name, peaks in state.items()}
         round_memories(encoder, scales)
         take_integers(decode_step, scales)
@@ -202,24 +217,25 @@ def _graphs(
     floats: _FloatGraphs, precision: Precision, sources: Sources, scales: _Scales
 ) -> tuple[Graphs, dict[str, bytes]]:
     """What a precision's graphs are called, and their content by name."""
-    model, state = floats.model, state_tensors(floats.model)
+    checkpoint, state = floats.checkpoint, state_tensors(floats.checkpoint.model)
     if scales == "none":
         names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
     else:
         _LOGGER.info("rounding to int8, with %s scales", scales)
         names = graph_files(precision, int8_state(state), scales)
-        pairs = _translations(model, sources.scales)
-        inputs = input_peaks(model, pairs) if scales == "static" else {}
-        encoder, decode_step = floats.quantised(inputs, state_peaks(model, pairs))
+        model, special = checkpoint.model, checkpoint.special
+        pairs = _translations(checkpoint, sources.scales)
+        inputs = input_peaks(model, pairs, special) if scales == "static" else {}
+        encoder, decode_step = floats.quantised(inputs, state_peaks(model, pairs, special))
     return names, {names.encoder: encoder, names.decode_step: decode_step}
 
 
 def _translations(
-    model: Transformer, sources: Sequence[Sequence[int]]
+    checkpoint: Checkpoint, sources: Sequence[Sequence[int]]
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
     """The sources, and what torch makes of them."""
     # The last output is never fed: nothing follows an end-of-sentence.
-    return [(source, greedy(model, source, SPECIAL_IDS.eos)[:-1]) for source in sources]
+    return [(source, greedy(checkpoint, source)[:-1]) for source in sources]
 
 
 def _gate(checkpoint: Checkpoint, loaded: LoadedModel, precision: Precision, sources: Sources) -> Gate:
@@ -228,7 +244,7 @@ def _gate(checkpoint: Checkpoint, loaded: LoadedModel, precision: Precision, sou
     def runner_of(rows: int) -> OnnxRunner:
         return OnnxRunner(loaded, rows)
 
-    return check(checkpoint, runner_of, sources.gate, sources.sentence, SPECIAL_IDS, precision)
+    return check(checkpoint, runner_of, sources.gate, sources.sentence, precision)
 
 
 def _referenced(options: ExportOptions) -> ReferencedText | None:
@@ -245,7 +261,7 @@ def _scored(
         return proved.gate
     _LOGGER.info("translating %d lines in %s", len(text.sources), precision)
     runner = OnnxRunner(proved.loaded, _SCORING_ROWS)
-    return dataclasses.replace(proved.gate, scores=quality(checkpoint, runner, text, SPECIAL_IDS, BEAM))
+    return dataclasses.replace(proved.gate, scores=quality(checkpoint, runner, text, BEAM))
 
 
 def _finding(gate: Gate) -> str:

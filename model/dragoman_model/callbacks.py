@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dragoman_model.checkpoint import save_weights
 from dragoman_model.dataset import Batch
 from dragoman_model.task import TranslationTask
-from dragoman_server.tokenizer import PAD_ID
+from dragoman_server.special_ids import PAD_ID
 
 __all__ = ["RunProgress", "SaveRun", "StopOnSignal", "Throughput"]
 

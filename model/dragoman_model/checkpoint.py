@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
+from dragoman_server.languages import Direction, LanguageTokens
+from dragoman_server.special_ids import SpecialIds
 from dragoman_server.tokenizer import Tokenizer
 
 __all__ = [
@@ -48,14 +50,50 @@ class Checkpoint:
     target_language: str
     metadata: dict[str, Any] = field(default_factory=dict)
     """How it came about: provenance, licence, training options, scores."""
+    special: SpecialIds = field(default_factory=SpecialIds)
+    """Others than our own where it was imported, as are the languages' tokens."""
+    languages: LanguageTokens = field(default_factory=LanguageTokens)
+    """How the network is told which languages are meant; `source_language` and `target_language` are then
+    the ones it is checked with."""
 
     @property
     def config(self) -> ModelConfig:
         """The network's dimensions."""
         return self.model.config
 
+    @property
+    def direction(self) -> Direction:
+        """The languages it translates, or is checked with."""
+        return Direction(self.source_language, self.target_language)
+
+    @property
+    def source_languages(self) -> tuple[str, ...]:
+        """All that it translates from."""
+        return tuple(self.languages.source) or (self.source_language,)
+
+    @property
+    def target_languages(self) -> tuple[str, ...]:
+        """All that it translates to."""
+        return tuple(self.languages.forced or self.languages.target) or (self.target_language,)
+
+    def source_ids(self, text: str, longest: int | None = None) -> list[int]:
+        """What the encoder is fed for a sentence, the languages' tokens and the end symbol included.
+
+        Args:
+            text: In the source language.
+            longest: Tokens of the sentence at most; what goes beyond is cut.
+        """
+        pieces = self.source_tokenizer.encode(text)[:longest]
+        return [*self.languages.prefix(self.direction), *pieces, self.special.eos]
+
     def save(self, folder: Path) -> None:
-        """Write the checkpoint into `folder`, over an earlier one."""
+        """Write the checkpoint into `folder`, over an earlier one.
+
+        Raises:
+            CheckpointError: it was imported: its special ids have no place in the format.
+        """
+        if self.special != SpecialIds() or self.languages != LanguageTokens():
+            raise CheckpointError("an imported model is exported from the folder that it came in")
         folder.mkdir(parents=True, exist_ok=True)
         if self.source_tokenizer is self.target_tokenizer:
             (folder / "tokenizer.spm").write_bytes(self.source_tokenizer.model)

@@ -109,10 +109,10 @@ def _from_bundle(folder: Path, precision: str, options: DecodingOptions) -> Iter
 
     config = ServerConfig(models=folder, precision=precision, max_beam_size=options.beam_size)
     loaded = load(folder, config, ServerMetrics())
-    [language, *_] = loaded.served.description.source_languages
+    direction = loaded.served.description.first_direction
 
     def translate(texts: Sequence[str]) -> list[str]:
-        found = asyncio.run(loaded.served.translator.translate(texts, language, options, deadline=None))
+        found = asyncio.run(loaded.served.translator.translate(texts, direction, options, deadline=None))
         return [translation.hypotheses[0].text for translation in found]
 
     try:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dragoman_model.augment import AugmentOptions, augmented
 from dragoman_model.corpus import CorpusError, CorpusReport, ParallelCorpus
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+from dragoman_server.special_ids import BOS_ID, EOS_ID, PAD_ID
+from dragoman_server.tokenizer import Tokenizer
 
 __all__ = ["Batch", "BatchStream", "DatasetOptions", "TokenisedCorpus", "make_batch", "tokenise"]
 

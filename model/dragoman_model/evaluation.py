@@ -13,7 +13,6 @@ from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.reference import beam_search
 from dragoman_server.engine.messages import DecodingOptions, output_limit
-from dragoman_server.tokenizer import EOS_ID
 
 __all__ = ["Scores", "Translate", "checkpoint_translator", "moses_lower", "read_lines", "score"]
 
@@ -96,12 +95,14 @@ def checkpoint_translator(checkpoint: Checkpoint, options: DecodingOptions) -> T
 
 
 def _translate_one(checkpoint: Checkpoint, text: str, options: DecodingOptions) -> str:
-    source = [*checkpoint.source_tokenizer.encode(text), EOS_ID]
+    source = checkpoint.source_ids(text)
     best = beam_search(
         checkpoint.model,
         source,
         beam_size=options.beam_size,
         max_output_tokens=options.max_output_tokens or output_limit(len(source)),
         alpha=options.length_penalty,
+        special=checkpoint.special,
+        first_token=checkpoint.languages.first(checkpoint.direction),
     )[0]
     return checkpoint.target_tokenizer.decode(best.tokens)

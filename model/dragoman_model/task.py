@@ -15,7 +15,7 @@ from dragoman_model.dataset import Batch
 from dragoman_model.losses import fused_output_losses, token_losses
 from dragoman_model.schedule import noam
 from dragoman_model.transformer import Transformer
-from dragoman_server.tokenizer import PAD_ID
+from dragoman_server.special_ids import PAD_ID
 
 __all__ = ["DivergenceError", "TranslationTask"]
 

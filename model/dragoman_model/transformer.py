@@ -7,6 +7,7 @@ sentences from a fresh state; generation feeds one token at a time and keeps the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dragoman_model.attention import CrossAttention, SelfAttention, causal_mask
-from dragoman_model.config import ModelConfig
+from dragoman_model.config import Activation, ModelConfig
 from dragoman_model.dropout import Dropout
 
 __all__ = ["Decoder", "DecoderState", "Encoder", "Memory", "Transformer", "sinusoids"]
@@ -77,7 +78,7 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig, tokens: nn.Embedding) -> None:
         super().__init__()
         self.tokens = tokens
-        self.scale = math.sqrt(config.d_model)
+        self.scale = math.sqrt(config.d_model) if config.scaled_embedding else 1.0
         self.dropout = Dropout(config.dropout)
         table = sinusoids(config.max_positions, config.d_model)
         self.positions: Tensor
@@ -101,18 +102,26 @@ class Embedding(nn.Module):
         return self.dropout(self.tokens(ids) * self.scale + self.positions[start:stop])  # type: ignore[no-any-return]
 
 
-class FeedForward(nn.Module):
-    """The non-linearity between attentions: max(0, x W1 + b1) W2 + b2 (equation 2)."""
+_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+}
 
-    def __init__(self, config: ModelConfig) -> None:
+
+class FeedForward(nn.Module):
+    """The non-linearity between attentions: max(0, x W1 + b1) W2 + b2 (equation 2), or with another one."""
+
+    def __init__(self, config: ModelConfig, d_ff: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(config.d_model, config.d_ff)
-        self.outer = nn.Linear(config.d_ff, config.d_model)
+        self.inner = nn.Linear(config.d_model, d_ff)
+        self.outer = nn.Linear(d_ff, config.d_model)
+        self.activation = _ACTIVATIONS[config.activation]
         self.dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Position-wise; `[batch, length, d_model]` in and out."""
-        return self.outer(self.dropout(F.relu(self.inner(x))))  # type: ignore[no-any-return]
+        return self.outer(self.dropout(self.activation(self.inner(x))))  # type: ignore[no-any-return]
 
 
 class Residual(nn.Module):
@@ -139,9 +148,9 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(config.d_model, config.num_heads, config.attention_dropout)
+        self.self_attention = SelfAttention(config.d_model, config.heads_of_encoder, config.attention_dropout)
         self.self_attention_residual = Residual(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, config.d_ff_of_encoder)
         self.feed_forward_residual = Residual(config)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -161,7 +170,7 @@ class DecoderLayer(nn.Module):
         self.self_attention_residual = Residual(config)
         self.cross_attention = CrossAttention(config.d_model, config.num_heads, config.attention_dropout)
         self.cross_attention_residual = Residual(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, config.d_ff)
         self.feed_forward_residual = Residual(config)
 
     def forward(
@@ -212,7 +221,7 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config, tokens)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.final_norm = nn.LayerNorm(config.d_model) if config.norm_first else nn.Identity()
-        self.output = nn.Linear(config.d_model, config.target_vocabulary_size, bias=False)
+        self.output = nn.Linear(config.d_model, config.target_vocabulary_size, bias=config.output_bias)
         if config.tied_output:
             self.output.weight = tokens.weight
 

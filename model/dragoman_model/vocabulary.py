@@ -12,7 +12,8 @@ import sentencepiece
 
 from dragoman_model.augment import AugmentOptions, augmented
 from dragoman_model.corpus import CorpusError, CorpusReport, ParallelCorpus
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from dragoman_server.special_ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from dragoman_server.tokenizer import Tokenizer
 
 __all__ = ["VocabularyOptions", "train_tokenizers"]
 

@@ -34,6 +34,7 @@ class InFlight:
         options: How to search.
         deadline: On the clock of `time.monotonic`; `None` for none.
         wants_progress: Whether `progress` will be read.
+        first_token: What the translation has to begin with.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class InFlight:
         options: DecodingOptions,
         deadline: float | None,
         wants_progress: bool = False,
+        first_token: int | None = None,
     ) -> None:
-        self.request = Request(source, options, self._notify, deadline, wants_progress)
+        self.request = Request(source, options, self._notify, deadline, wants_progress, first_token)
         self.ended_at = 0.0
         """When the outcome arrived, on the clock of `time.monotonic`."""
         self._loop = asyncio.get_running_loop()

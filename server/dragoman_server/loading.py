@@ -59,6 +59,7 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         eos_id=manifest.special_ids.eos,
         max_source_tokens=manifest.limits.max_source_tokens,
         max_segments=config.max_queue,
+        languages=manifest.language_tokens,
     )
     return LoadedModel(ServedModel(_description(bundle, config), translator), engine)
 
@@ -69,12 +70,12 @@ async def warm_up(model: ServedModel, max_beam_size: int) -> None:
     Raises:
         BundleError: the network fails.
     """
-    [language, *_] = model.description.source_languages
+    description = model.description
     options = DecodingOptions(beam_size=max_beam_size)
     try:
-        await model.translator.translate([_WARM_UP_TEXT], language, options, deadline=None)
+        await model.translator.translate([_WARM_UP_TEXT], description.first_direction, options, deadline=None)
     except EngineError as error:
-        raise BundleError(f"model {model.description.name} does not translate: {error}") from error
+        raise BundleError(f"model {description.name} does not translate: {error}") from error
 
 
 def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
@@ -110,7 +111,7 @@ def _require_room(bundle: Bundle, runner: OnnxRunner, config: ServerConfig) -> N
 
 def _tokenizer(bundle: Bundle, file: str, vocabulary_size: int) -> Tokenizer:
     try:
-        tokenizer = Tokenizer(bundle.read(file))
+        tokenizer = Tokenizer(bundle.read(file), bundle.manifest.special_ids)
     except BundleError:
         raise
     except ValueError as error:

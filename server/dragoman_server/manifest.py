@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dragoman_server.errors import BundleError
+from dragoman_server.languages import LanguageTokens
+from dragoman_server.special_ids import SpecialIds
 from dragoman_server.state_tensor import StateTensor
 from dragoman_server.strict_json import RecordError, parse_json
 
@@ -34,7 +36,7 @@ __all__ = [
     "require_file_name",
 ]
 
-SCHEMA = 5
+SCHEMA = 6
 """The schema number that this code writes and reads."""
 MANIFEST_FILE = "bundle.json"
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
@@ -61,25 +63,18 @@ class Dimensions:
 
     d_model: int
     num_heads: int
+    """Of the decoder, as the two below."""
     head_dim: int
     d_ff: int
     encoder_layers: int
     decoder_layers: int
     source_vocabulary_size: int
     target_vocabulary_size: int
+    encoder_num_heads: int
+    encoder_d_ff: int
 
     def __post_init__(self) -> None:
         _require_positive("dimensions", self)
-
-
-@dataclass(frozen=True, slots=True)
-class SpecialIds:
-    """Ids of the control symbols, alike on both sides."""
-
-    pad: int
-    unk: int
-    bos: int
-    eos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +193,7 @@ class Manifest:
     target_languages: tuple[str, ...]
     dimensions: Dimensions
     special_ids: SpecialIds
+    language_tokens: LanguageTokens
     limits: Limits
     tokenizers: Tokenizers
     precisions: Mapping[str, Graphs]
@@ -226,10 +222,29 @@ class Manifest:
             raise BundleError("precisions must not be empty, and gates must name no others")
 
     def _require_special_ids(self) -> None:
-        ids = dataclasses.astuple(self.special_ids)
+        special = self.special_ids
+        ids = (special.pad, special.unk, special.bos, special.eos, *special.never)
         vocabulary = min(self.dimensions.source_vocabulary_size, self.dimensions.target_vocabulary_size)
-        if len(set(ids)) != len(ids) or not all(0 <= i < vocabulary for i in ids):
-            raise BundleError(f"special_ids must be distinct and below the vocabulary size {vocabulary}")
+        if not all(0 <= i < vocabulary for i in ids):
+            raise BundleError(f"special_ids must be below the vocabulary size {vocabulary}")
+        if len({special.pad, special.unk, special.eos}) < 3 or special.bos == special.unk:
+            raise BundleError("special_ids: pad, unk and eos must be distinct, and bos must not be unk")
+        if special.eos in special.never:
+            raise BundleError("special_ids: never must not contain eos")
+        self._require_language_tokens(vocabulary)
+
+    def _require_language_tokens(self, vocabulary: int) -> None:
+        tokens = self.language_tokens
+        for name, known in (
+            ("source", self.source_languages),
+            ("target", self.target_languages),
+            ("forced", self.target_languages),
+        ):
+            ids = getattr(tokens, name)
+            if ids and set(ids) != set(known):
+                raise BundleError(f"language_tokens.{name} must name the languages {', '.join(known)}")
+            if not all(0 <= i < vocabulary for i in ids.values()):
+                raise BundleError(f"language_tokens.{name} must be below the vocabulary size {vocabulary}")
 
     def _require_files(self) -> None:
         named = {self.tokenizers.source, self.tokenizers.target}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dragoman_server.errors import InvalidRequestError, ModelNotFoundError
+from dragoman_server.languages import Direction
 from dragoman_server.translator import Translator
 
 __all__ = ["ModelDescription", "ModelTable", "ServedModel"]
@@ -35,6 +36,11 @@ class ModelDescription:
     manifest_sha256: str
     provenance: str
     licence: str
+
+    @property
+    def first_direction(self) -> Direction:
+        """One language pair that it translates."""
+        return Direction(self.source_languages[0], self.target_languages[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,8 @@ class ModelTable:
             raise ModelNotFoundError(f"no model {_quoted(name)}; there are {_listed(self._models)}")
         return self._models[name]
 
-    def route(self, name: str, source: str, target: str) -> tuple[ServedModel, str]:
-        """The model that a call means, and its source language.
+    def route(self, name: str, source: str, target: str) -> tuple[ServedModel, Direction]:
+        """The model that a call means, and the languages.
 
         Args:
             name: Of a model; empty: the one that translates the language pair.
@@ -95,8 +101,10 @@ class ModelTable:
             names = _listed(model.description.name for model in fitting)
             raise InvalidRequestError("model", f"several models fit: {names}; name one")
         [model] = fitting
-        _only_choice("target_language", target, model.description.target_languages)
-        return model, _only_choice("source_language", source, model.description.source_languages)
+        to = _only_choice("target_language", target, model.description.target_languages)
+        return model, Direction(
+            _only_choice("source_language", source, model.description.source_languages), to
+        )
 
 
 def _translates(description: ModelDescription, source: str, target: str) -> bool:

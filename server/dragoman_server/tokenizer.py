@@ -10,32 +10,33 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
-__all__ = ["BOS_ID", "EOS_ID", "PAD_ID", "UNK_ID", "Tokenizer"]
+from dragoman_server.special_ids import SpecialIds
 
-PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
-"""The ids every tokenizer of this project gives its special symbols."""
+__all__ = ["Tokenizer"]
+
+_OURS = SpecialIds()
 
 
 class Tokenizer:
     """A SentencePiece model (Kudo & Richardson 2018, arXiv:1808.06226).
 
     Args:
-        model: The serialised SentencePiece model.
+        model: The serialised SentencePiece model, whose piece numbers are the network's ids.
+        special: The ids that its control symbols must have.
 
     Raises:
-        ValueError: `model` is no SentencePiece model, or its special ids are not the ones above.
+        ValueError: `model` is no SentencePiece model, or its special ids are others.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, special: SpecialIds = _OURS) -> None:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ValueError("the tokenizer file is no SentencePiece model") from error
-        found = tuple(getattr(self._processor, f"{name}_id")() for name in ("pad", "unk", "bos", "eos"))
-        if found != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
-            raise ValueError(f"the tokenizer's pad, unk, bos and eos ids must be 0, 1, 2, 3, not {found}")
+        _require_special(self._processor, special)
+        self._special = special
 
     @property
     def vocabulary_size(self) -> int:
@@ -68,5 +69,17 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special symbols yield nothing, bytes that are no UTF-8 yield U+FFFD."""
-        text: str = self._processor.DecodeIds([i for i in ids if i != UNK_ID and i != PAD_ID])
+        nothing = (self._special.unk, self._special.pad)
+        text: str = self._processor.DecodeIds([i for i in ids if i not in nothing])
         return text
+
+
+def _require_special(processor: sentencepiece.SentencePieceProcessor, special: SpecialIds) -> None:
+    wanted = {"pad": special.pad, "unk": special.unk, "eos": special.eos}
+    if special.bos not in (special.pad, special.eos):
+        wanted["bos"] = special.bos
+    found = {name: getattr(processor, f"{name}_id")() for name in wanted}
+    if found != wanted:
+        stated = ", ".join(f"{name} {number}" for name, number in wanted.items())
+        others = ", ".join(f"{name} {number}" for name, number in found.items())
+        raise ValueError(f"the tokenizer's special ids must be {stated}, not {others}")

@@ -11,6 +11,7 @@ from typing import Protocol
 from dragoman_server.engine.messages import DecodingOptions, Finished, FinishReason, Hypothesis, Timing
 from dragoman_server.errors import EngineError, InvalidRequestError
 from dragoman_server.in_flight import InFlight, SegmentEngine, submitted
+from dragoman_server.languages import Direction, LanguageTokens
 from dragoman_server.segments import Segment, fit, join, split
 from dragoman_server.translations import TextHypothesis, TextTranslation
 
@@ -18,6 +19,7 @@ __all__ = ["TextCodec", "Translator"]
 
 # Splitting and encoding this many characters takes about a millisecond; more would hold up the event loop.
 _LONG_TEXT = 4096
+_ONE_PAIR = LanguageTokens()
 
 
 class TextCodec(Protocol):
@@ -48,6 +50,7 @@ class Translator:
         eos_id: The end-of-sentence token, which every source ends with.
         max_source_tokens: Bound on a segment, `eos_id` included; longer sentences are split.
         max_segments: Bound on the segments of one call; the engine's queue must be able to hold them.
+        languages: How the network is told what to translate from and to.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Translator:
         eos_id: int,
         max_source_tokens: int,
         max_segments: int,
+        languages: LanguageTokens = _ONE_PAIR,
     ) -> None:
         self._engine = engine
         self._source = source
@@ -66,15 +70,16 @@ class Translator:
         self._eos_id = eos_id
         self._max_source_tokens = max_source_tokens
         self._max_segments = max_segments
+        self._languages = languages
 
     async def translate(
-        self, texts: Sequence[str], language: str, options: DecodingOptions, deadline: float | None
+        self, texts: Sequence[str], direction: Direction, options: DecodingOptions, deadline: float | None
     ) -> list[TextTranslation]:
         """Translate texts, all of them or none.
 
         Args:
             texts: In the source language.
-            language: The source language's code; sentences are split by its rules.
+            direction: Which languages; sentences are split by the rules of the source's.
             options: How to search.
             deadline: On the clock of `time.monotonic`; `None` for none.
 
@@ -84,8 +89,8 @@ class Translator:
             DeadlineError, ShuttingDownError, EngineError: as the engine says.
         """
         started = time.monotonic()
-        prepared = await self._prepare(texts, language, "texts")
-        flights = [self._flights(pieces, options, deadline) for pieces in prepared]
+        prepared = await self._prepare(texts, direction, "texts")
+        flights = [self._flights(pieces, direction, options, deadline) for pieces in prepared]
         with submitted(self._engine, [flight for text in flights for flight in text.values()]):
             return [
                 await self._collect(pieces, text, started)
@@ -93,7 +98,7 @@ class Translator:
             ]
 
     async def stream(
-        self, text: str, language: str, options: DecodingOptions, deadline: float | None
+        self, text: str, direction: Direction, options: DecodingOptions, deadline: float | None
     ) -> AsyncGenerator[str | TextTranslation, None]:
         """Translate one text; yield what its best translation grew by, last the whole result.
 
@@ -101,8 +106,8 @@ class Translator:
         `translate`.
         """
         started = time.monotonic()
-        [pieces] = await self._prepare([text], language, "text")
-        flights = self._flights(pieces, options, deadline, wants_progress=True)
+        [pieces] = await self._prepare([text], direction, "text")
+        flights = self._flights(pieces, direction, options, deadline, wants_progress=True)
         with submitted(self._engine, list(flights.values())):
             for index, piece in enumerate(pieces):
                 async for delta in self._deltas(piece, flights.get(index)):
@@ -110,11 +115,11 @@ class Translator:
                         yield delta
             yield await self._collect(pieces, flights, started)
 
-    async def _prepare(self, texts: Sequence[str], language: str, field: str) -> list[list[_Piece]]:
+    async def _prepare(self, texts: Sequence[str], direction: Direction, field: str) -> list[list[_Piece]]:
         if sum(map(len, texts)) <= _LONG_TEXT:
-            prepared = self._pieces_of_all(texts, language)
+            prepared = self._pieces_of_all(texts, direction)
         else:
-            prepared = await asyncio.to_thread(self._pieces_of_all, texts, language)
+            prepared = await asyncio.to_thread(self._pieces_of_all, texts, direction)
         segments = sum(bool(piece.ids) for pieces in prepared for piece in pieces)
         if segments > self._max_segments:
             raise InvalidRequestError(
@@ -122,14 +127,15 @@ class Translator:
             )
         return prepared
 
-    def _pieces_of_all(self, texts: Sequence[str], language: str) -> list[list[_Piece]]:
-        return [self._pieces(text, language) for text in texts]
+    def _pieces_of_all(self, texts: Sequence[str], direction: Direction) -> list[list[_Piece]]:
+        return [self._pieces(text, direction) for text in texts]
 
-    def _pieces(self, text: str, language: str) -> list[_Piece]:
+    def _pieces(self, text: str, direction: Direction) -> list[_Piece]:
+        max_tokens = self._max_source_tokens - len(self._languages.prefix(direction)) - 1
         return [
             _Piece(piece, tuple(self._source.encode(piece.text)))
-            for segment in split(text, language)
-            for piece in fit(segment, self._max_source_tokens - 1, self._count)
+            for segment in split(text, direction.source)
+            for piece in fit(segment, max_tokens, self._count)
         ]
 
     def _count(self, text: str) -> int:
@@ -138,13 +144,15 @@ class Translator:
     def _flights(
         self,
         pieces: Sequence[_Piece],
+        direction: Direction,
         options: DecodingOptions,
         deadline: float | None,
         wants_progress: bool = False,
     ) -> dict[int, InFlight]:
         """A flight for every piece that has something to translate, by the piece's index."""
+        prefix, first = self._languages.prefix(direction), self._languages.first(direction)
         return {
-            index: InFlight((*piece.ids, self._eos_id), options, deadline, wants_progress)
+            index: InFlight((*prefix, *piece.ids, self._eos_id), options, deadline, wants_progress, first)
             for index, piece in enumerate(pieces)
             if piece.ids
         }

@@ -14,7 +14,7 @@ from dragoman_server.bundle import Bundle
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.messages import DecodingOptions, Event, Finished, Request
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
-from dragoman_server.tokenizer import BOS_ID, EOS_ID
+from dragoman_server.special_ids import BOS_ID, EOS_ID
 
 BOUND = 12
 
@@ -32,6 +32,7 @@ def test_mixed_requests_get_what_the_reference_finds(plain: tuple[Path, Bundle],
                 beam_size=1 + number % 4, length_penalty=0.6, max_output_tokens=BOUND - number % 3
             ),
             notify=lambda event, number=number: finished.put((number, event)),
+            first_token=5 if number % 5 == 4 else None,
         )
         for number in range(24)
     ]
@@ -49,6 +50,7 @@ def test_mixed_requests_get_what_the_reference_finds(plain: tuple[Path, Bundle],
             beam_size=options.beam_size,
             max_output_tokens=BOUND - number % 3,
             alpha=options.length_penalty,
+            first_token=request.first_token,
         )
         assert event.hypotheses[0].tokens == expected[0].tokens
         assert event.hypotheses[0].score == pytest.approx(expected[0].score, abs=1e-4)

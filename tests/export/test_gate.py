@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dragoman_export import gate
-from dragoman_export.description import SPECIAL_IDS
 from dragoman_export.gate import TOLERANCE, check
 from dragoman_export.options import Precision
 from dragoman_model.checkpoint import load_checkpoint
@@ -44,7 +43,7 @@ def gate_of(plain: tuple[Path, Bundle]) -> Callable[..., Gate]:
             runner.change = change
             return runner
 
-        return check(load_checkpoint(checkpoint), runner_of, SOURCES, SENTENCE, SPECIAL_IDS, precision)
+        return check(load_checkpoint(checkpoint), runner_of, SOURCES, SENTENCE, precision)
 
     return gate_of
 

@@ -15,7 +15,7 @@ from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import FloatArray
-from dragoman_server.tokenizer import BOS_ID, EOS_ID
+from dragoman_server.special_ids import BOS_ID, EOS_ID
 
 STEPS = 36  # past the capacity that caches begin with
 LENGTHS = [7, 1, 30, 12]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dragoman_server.bundle import Bundle, find_bundles
 from dragoman_server.cli_inspect import inspect
 from dragoman_server.errors import BundleError
+from dragoman_server.languages import LanguageTokens
 from dragoman_server.manifest import (
     Dimensions,
     FileRecord,
@@ -25,9 +26,9 @@ from dragoman_server.manifest import (
     Limits,
     Manifest,
     Score,
-    SpecialIds,
     Tokenizers,
 )
+from dragoman_server.special_ids import SpecialIds
 from dragoman_server.state_tensor import StateTensor
 
 FILES = {
@@ -45,8 +46,9 @@ MANIFEST = Manifest(
     architecture="transformer",
     source_languages=("en",),
     target_languages=("de",),
-    dimensions=Dimensions(16, 2, 8, 64, 1, 1, 100, 120),
+    dimensions=Dimensions(16, 2, 8, 64, 1, 1, 100, 120, 2, 64),
     special_ids=SpecialIds(pad=0, unk=1, bos=2, eos=3),
+    language_tokens=LanguageTokens(),
     limits=Limits(max_source_tokens=64, max_target_tokens=32),
     tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
     precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", (CACHE,))},
@@ -99,7 +101,7 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 5"),
+        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 6"),
         (lambda m: m.pop("schema"), "schema None is unknown"),
         (lambda m: m.update(colour="red"), "colour is an unknown key"),
         (lambda m: m["dimensions"].update(d_modal=1), "dimensions.d_modal is an unknown key"),
@@ -114,7 +116,15 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
         (lambda m: m.update(version=1), "version must be of type str"),
         (lambda m: m.update(source_languages=[]), "source_languages"),
         (lambda m: m.update(source_languages="en"), "source_languages must be of type list"),
-        (lambda m: m["special_ids"].update(eos=2), "special_ids must be distinct"),
+        (lambda m: m["special_ids"].update(eos=2), "never must not contain eos"),
+        (lambda m: m["special_ids"].update(eos=1), "pad, unk and eos must be distinct"),
+        (lambda m: m["special_ids"].update(bos=1), "bos must not be unk"),
+        (lambda m: m["special_ids"].update(never=[100]), "must be below the vocabulary size 100"),
+        (lambda m: m["language_tokens"].update(source={"de": 5}), "source must name the languages en"),
+        (
+            lambda m: m["language_tokens"].update(forced={"de": 100}),
+            "forced must be below the vocabulary size",
+        ),
         (lambda m: m["special_ids"].update(eos=100), "below the vocabulary size 100"),
         (lambda m: m["tokenizers"].update(source="other.spm"), "no entry for 'other.spm'"),
         (lambda m: m["tokenizers"].update(source="bundle.json"), "no entry for 'bundle.json'"),

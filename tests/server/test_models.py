@@ -40,8 +40,8 @@ def table(engine: Any, model: Any) -> ModelTable:
 )
 def test_routing(table: ModelTable, name: str, source: str, target: str, found: str, language: str) -> None:
     if found:
-        model, code = table.route(name, source, target)
-        assert (model.description.name, code) == (found, language)
+        model, direction = table.route(name, source, target)
+        assert (model.description.name, direction.source) == (found, language)
     else:
         with pytest.raises(InvalidRequestError) as caught:
             table.route(name, source, target)

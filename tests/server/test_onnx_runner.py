@@ -24,7 +24,9 @@ from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import Extent, FloatArray, SlotCopy
 from dragoman_server.errors import BundleError
-from dragoman_server.manifest import Dimensions, Gate, Graphs, Limits, Manifest, SpecialIds, Tokenizers
+from dragoman_server.languages import LanguageTokens
+from dragoman_server.manifest import Dimensions, Gate, Graphs, Limits, Manifest, Tokenizers
+from dragoman_server.special_ids import SpecialIds
 
 VOCABULARY, MAX_TOKENS, MAX_ROWS = 30, 40, 20
 SOURCE, OTHER = [5, 9, 14, 3], [21, 3]
@@ -48,8 +50,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         architecture="transformer",
         source_languages=("en",),
         target_languages=("de",),
-        dimensions=Dimensions(**sizes, **vocabularies, head_dim=8),
+        dimensions=Dimensions(
+            **sizes,
+            **vocabularies,
+            head_dim=8,
+            encoder_num_heads=sizes["num_heads"],
+            encoder_d_ff=sizes["d_ff"],
+        ),
         special_ids=SpecialIds(0, 1, 2, 3),
+        language_tokens=LanguageTokens(),
         limits=Limits(MAX_TOKENS, MAX_TOKENS),
         tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
         precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", state_tensors(model))},

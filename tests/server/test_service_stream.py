@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 from dragoman_server.engine.messages import DecodingOptions
+from dragoman_server.languages import Direction
 from dragoman_server.translations import TextTranslation
+
+EN_DE = Direction("en", "de")
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_incomplete_characters_are_held_back(stub: Any, server: Any, engine: Any
 
 
 async def collected(translator: Any, text: str, options: DecodingOptions) -> list[str | TextTranslation]:
-    return [update async for update in translator.stream(text, "en", options, None)]
+    return [update async for update in translator.stream(text, EN_DE, options, None)]
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -91,7 +94,7 @@ def test_streams_end_as_calls_do(engine: Any, model: Any, text: str, n_best: int
     translator = model(engine, max_source_tokens=12).translator
     options = DecodingOptions(n_best=n_best)
     *pieces, streamed = asyncio.run(collected(translator, text, options))
-    [called] = asyncio.run(translator.translate([text], "en", options, None))
+    [called] = asyncio.run(translator.translate([text], EN_DE, options, None))
     assert streamed.hypotheses == called.hypotheses
     assert "".join(pieces) == called.hypotheses[0].text
     assert called.hypotheses[0].text == "".join(c.upper() if c.isascii() else c for c in text)

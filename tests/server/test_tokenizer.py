@@ -8,7 +8,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_server.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from dragoman_server.special_ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from dragoman_server.tokenizer import Tokenizer
 
 CONTROL = {PAD_ID, BOS_ID, EOS_ID}
 CONTROL_CHARACTERS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
@@ -117,5 +118,5 @@ def test_other_files_are_refused(model: bytes) -> None:
 
 
 def test_other_special_ids_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be 0, 1, 2, 3"):
+    with pytest.raises(ValueError, match="must be pad 0, unk 1, eos 3, bos 2, not pad 3"):
         Tokenizer(train(pad_id=3, eos_id=0))

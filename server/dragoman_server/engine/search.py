@@ -45,6 +45,7 @@ class Beam:
     def __init__(self, request: Request, slots: tuple[int, ...]) -> None:
         self.size = request.options.beam_size
         self.max_length = request.max_output_tokens
+        self.first_token = request.first_token
         self.slots = slots
         """Those of the live hypotheses, best first, then the others."""
         self.ended = False
@@ -113,16 +114,23 @@ class Search:
         self._next = np.zeros(slots, np.int64)
         self._log_probs = np.full(slots, -np.inf)
         """Of each live hypothesis; without one, minus infinity."""
+        self._constrained: list[Beam] = []
+        """Those whose next token, the first, is given."""
 
     def start(self, request: Request, slots: tuple[int, ...]) -> Beam:
         """Begin a request in `slots`, which are encoded and have an empty history."""
         self._next[slots[0]] = self._bos_id
         self._log_probs[slots[0]] = 0.0
-        return Beam(request, slots)
+        beam = Beam(request, slots)
+        if beam.first_token is not None:
+            self._constrained.append(beam)
+        return beam
 
     def release(self, beam: Beam) -> None:
         """Forget a request; its slots are idle."""
         self._clear(list(beam.slots))
+        if beam in self._constrained:
+            self._constrained.remove(beam)
 
     def inputs(self, rows: int) -> tuple[IntArray, IntArray]:
         """The token to feed to each of the first slots, and its position; `[rows]` both.
@@ -185,6 +193,8 @@ class Search:
         Returns:
             The copies to make before the next step; no slot is both a source and a target.
         """
+        if self._constrained:
+            log_probs, token_ids = self._with_first_tokens(log_probs, token_ids)
         groups: dict[int, list[Beam]] = {}
         for beam in beams:
             groups.setdefault(beam.size, []).append(beam)
@@ -195,6 +205,16 @@ class Search:
             else:
                 copies += self._advance_beams(group, log_probs[:, : 2 * size], token_ids[:, : 2 * size])
         return copies
+
+    def _with_first_tokens(self, log_probs: FloatArray, token_ids: IntArray) -> tuple[FloatArray, IntArray]:
+        """The continuations, with one alone, a certain one, where it is given."""
+        log_probs, token_ids = log_probs.copy(), token_ids.copy()
+        rows = [beam.slots[0] for beam in self._constrained]
+        log_probs[rows] = -np.inf
+        log_probs[rows, 0] = 0.0
+        token_ids[rows, 0] = np.array([beam.first_token for beam in self._constrained])
+        self._constrained.clear()
+        return log_probs, token_ids
 
     def _advance_greedy(self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray) -> None:
         """Append the best continuation of each row; `log_probs` and `token_ids` are `[rows]`."""

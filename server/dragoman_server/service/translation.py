@@ -48,9 +48,9 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         """Translate texts; one reply."""
         with self._calls.call():
             call = translate_call(request, self._limits)
-            model, language = self._models.route(call.model, call.source_language, call.target_language)
+            model, direction = self._models.route(call.model, call.source_language, call.target_language)
             translations = await model.translator.translate(
-                call.texts, language, call.options, _deadline(context)
+                call.texts, direction, call.options, _deadline(context)
             )
             return pb.TranslateResponse(
                 model=model.description.name,
@@ -64,12 +64,12 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         """Translate one text; send it as it grows."""
         with self._calls.call():
             call = stream_call(request, self._limits)
-            model, language = self._models.route(call.model, call.source_language, call.target_language)
+            model, direction = self._models.route(call.model, call.source_language, call.target_language)
             await context.write(
                 pb.TranslateStreamResponse(model=model.description.name, version=model.description.version)
             )
             [text] = call.texts
-            updates = model.translator.stream(text, language, call.options, _deadline(context))
+            updates = model.translator.stream(text, direction, call.options, _deadline(context))
             # Closing frees the segments when the caller goes away between two writes.
             async with contextlib.aclosing(updates):
                 async for update in updates:
