@@ -18,6 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dragoman_server.bundle import Bundle
+from dragoman_server.engine.graph_scan import GraphScanError, scan_graph
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.engine.slab import Slab
 from dragoman_server.errors import BundleError
@@ -84,6 +85,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 4  # what fails raises
     # On CPU the fused kernel is several times slower than the two nodes it replaces.
     options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    # The runtime has a format of its own, which it would recognise, and which nothing here looks through.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Weights that a graph keeps in other files would be read unchecked: nothing is found below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options
@@ -92,11 +95,16 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
     content = bundle.read(file)
     try:
+        scan_graph(content)
+    except GraphScanError as error:
+        raise BundleError(f"{bundle.path}: {file} {error}; export the checkpoint again") from error
+    try:
         return onnxruntime.InferenceSession(
             content, session_options(threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the runtime's exceptions have no base of their own
-        raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {reason}") from error
 
 
 def _encoder_inputs() -> _Signature:
