@@ -25,7 +25,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.manifest import Manifest
 from dragoman_server.state_tensor import StateTensor
 
-__all__ = ["LoadedModel", "OnnxRunner", "load_model", "load_ungated", "session_options"]
+__all__ = ["LoadedModel", "OnnxRunner", "graph_values", "load_model", "load_ungated", "session_options"]
 
 _Shape = tuple[int | None, ...]
 _Signature = dict[str, tuple[str, _Shape]]
@@ -90,6 +90,14 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Weights that a graph keeps in other files would be read unchecked: nothing is found below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options
+
+
+def graph_values(
+    content: bytes, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """The outputs `names` of a graph that belongs to no bundle, run once: to find what is wrong with one."""
+    session = onnxruntime.InferenceSession(content, session_options(1), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
 def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
