@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 __all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision"]
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 Int8Scales = Literal["auto", "row-wise", "static"]
 
 
@@ -28,7 +28,7 @@ class ExportOptions:
     """
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
-    """Precisions to export: fp32, and int8, which is smaller and faster on CPUs."""
+    """Precisions to export: fp32; int8, smaller and faster on CPUs; fp16, half the size, meant for GPUs."""
     name: str | None = None
     """The model's name; by default that of the directory above the version."""
     calibration: Path | None = None

@@ -25,6 +25,7 @@ from dragoman_export.description import (
     tokenizer_files,
 )
 from dragoman_export.diagnosis import MAX_ROUNDING, Forced, computing_fault, rounding_fault
+from dragoman_export.fp16 import fp16_state, halve
 from dragoman_export.gate import BEAM, check, greedy
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.int8 import quantise
@@ -220,6 +221,13 @@ class _FloatGraphs:
         take_integers(decode_step, scales)
         return _serialised(encoder), _serialised(decode_step)
 
+    def halved(self) -> tuple[bytes, bytes]:
+        """Both in float16."""
+        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
+        halve(encoder)
+        halve(decode_step)
+        return _serialised(encoder), _serialised(decode_step)
+
 
 def _serialised(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
@@ -232,6 +240,9 @@ def _graphs(
     model, state = floats.model, state_tensors(floats.model)
     if precision == "fp32":
         names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
+    elif precision == "fp16":
+        names = graph_files(precision, fp16_state(state))
+        encoder, decode_step = floats.halved()
     else:
         _LOGGER.info("rounding to int8, with %s scales", scales)
         names = graph_files(precision, int8_state(state), scales)

@@ -167,7 +167,7 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
         ),
         (
             lambda m: m["precisions"]["fp32"]["state"][0].update(type="float8"),
-            "type must be one of float32, int8",
+            "type must be one of float32, float16, int8",
         ),
         (lambda m: m["scores"][0].update(value="30"), r"scores\[0\].value must be of type float, not str"),
         (lambda m: m["scores"][0].update(value=10**400), r"scores\[0\].value is too large"),

@@ -30,7 +30,7 @@ __all__ = ["LoadedModel", "OnnxRunner", "graph_values", "load_model", "load_unga
 _Shape = tuple[int | None, ...]
 _Signature = dict[str, tuple[str, _Shape]]
 _FLOAT, _INT32, _INT64 = "tensor(float)", "tensor(int32)", "tensor(int64)"
-_ELEMENTS = {"float32": _FLOAT, "int8": "tensor(int8)"}
+_ELEMENTS = {"float32": _FLOAT, "float16": "tensor(float16)", "int8": "tensor(int8)"}
 
 
 @dataclass(frozen=True, slots=True)
