@@ -1,7 +1,7 @@
 """Looks through an ONNX file before the runtime does, for what would cost memory or lead out of the file.
 
-The runtime makes room for whatever a file declares, and computes while it loads what depends on no input: a
-file of a few hundred bytes can ask for gigabytes. The graphs of a bundle need none of that, so it is refused.
+The runtime makes room for whatever a file asks for, when it loads a graph or first runs it: one of a few
+hundred bytes can take gigabytes. The graphs of a bundle need none of that, so it is refused.
 
 The file is a Protocol Buffers message (onnx.proto), walked here field by field: weights are skipped, not
 copied, and no message is nested deeper than a known few levels. Operators that make much of little are not
