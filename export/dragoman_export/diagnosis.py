@@ -158,6 +158,7 @@ def _run(
 ) -> _Run:
     """Run a graph with every part's input and output as outputs of its own."""
     model = onnx.load_model_from_string(content)
+    parts = [part for part in parts if part.module in seen]
     made = {name for node in model.graph.node for name in node.output}
     names = [name for part in parts for name in (part.rectified, part.input, part.output) if name in made]
     names = [*dict.fromkeys(names)]
