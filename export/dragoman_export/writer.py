@@ -63,8 +63,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
         out: Created whole, or not at all.
         options: What to export.
 
-    A precision whose gate fails, or a part of which is at fault, is left out, where another remains; without fp32
-    there is nothing to trust.
+    A precision whose gate fails, or a part of which is at fault, is left out, where another remains; without
+    fp32 there is nothing to trust.
 
     Raises:
         ExportError: the gate fails, the model's shape cannot be exported, or `out` exists or is no
