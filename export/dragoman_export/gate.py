@@ -16,12 +16,19 @@ from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypot
 from dragoman_server.engine.runner import FloatArray, Runner
 from dragoman_server.manifest import Gate
 
-__all__ = ["BEAM", "INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
+__all__ = ["BEAM", "FP16_TOLERANCE", "INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
 
 TOLERANCE = 1e-4
 """Largest log-probability difference that float32 explains; also what makes two tokens, or scores, a tie."""
 INT8_TOLERANCE = 0.02
 """Mean log-probability that rounding to integers may cost torch's own tokens: two percent of perplexity."""
+FP16_TOLERANCE = 0.001
+"""The same for float16: a twentieth of what int8 may cost. Its 11 significant bits round a number by 1 part
+in 2048 at most; an int8 by up to 1 part in 254 of the largest number of its row, which is more of others."""
+_TOLERANCES = {"fp32": TOLERANCE, "fp16": FP16_TOLERANCE, "int8": INT8_TOLERANCE}
+_COMPANY_TIES = {"fp32": TOLERANCE, "fp16": FP16_TOLERANCE, "int8": 0.0}
+"""Difference of two scores that company may make: float sums depend on how many rows there are, and now and
+then round to the next number; sums of integers do not."""
 
 BEAM = DecodingOptions(beam_size=4)
 """How whole sentences are searched for."""
@@ -44,9 +51,9 @@ def check(
     translations. Then the engine translates the first sentences with a beam, all at once and one by one, and
     whole texts that are odd in one way each.
 
-    fp32 has to say the same throughout, but for ties. int8 may lose a little of what torch's tokens are
-    worth, and other choices are counted, not forbidden; that company changes nothing and that every text is
-    answered is asked of it as well.
+    fp32 has to say the same throughout, but for ties. fp16 and int8 may lose a little of what torch's tokens
+    are worth, and other choices are counted, not forbidden; that company changes nothing and that every text
+    is answered is asked of them as well.
 
     Args:
         checkpoint: The reference.
@@ -77,18 +84,18 @@ def check(
         for at_once in (True, False)
     )
     beam_agreement = _agreement([_beam(checkpoint, source) for source in searched], together, tie=TOLERANCE)
-    same_alone = _agreement(together, alone, tie=TOLERANCE if precision == "fp32" else 0.0)
+    same_alone = _agreement(together, alone, tie=_COMPANY_TIES[precision])
     odd = behaviour(checkpoint, runner, sentence, BEAM, tie=TOLERANCE)
     same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
     same &= set(odd.values()) == {"same"}
-    good = same if precision == "fp32" else loss <= INT8_TOLERANCE
+    good = same if precision == "fp32" else loss <= _TOLERANCES[precision]
     return Gate(
         passed=good and same_alone == 1.0 and "failed" not in odd.values(),
         sentences=len(sources),
         steps=sum(map(len, targets)),
         max_log_prob_difference=difference,
         mean_log_prob_loss=loss,
-        tolerance=TOLERANCE if precision == "fp32" else INT8_TOLERANCE,
+        tolerance=_TOLERANCES[precision],
         greedy_agreement=agreeing / len(sources),
         beam_agreement=beam_agreement,
         same_alone=same_alone,

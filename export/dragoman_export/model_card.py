@@ -10,6 +10,12 @@ from dragoman_server.manifest import Manifest
 
 __all__ = ["model_card"]
 
+_FP16 = (
+    "",
+    "fp16 is meant for CUDA. It was checked on the CPU provider, which computes in float32 and rounds to",
+    "float16 between its operators; on a GPU, sums in float16 may differ a little more.",
+)
+
 
 def model_card(manifest: Manifest) -> str:
     """The text of `MODEL_CARD.md`, in Markdown."""
@@ -45,4 +51,9 @@ def _scores(manifest: Manifest) -> list[str]:
 
 def _gates(manifest: Manifest) -> list[str]:
     heading, *rows = (f"| {' | '.join(row)} |" for row in report_rows(manifest))
-    return [heading, "|---" * (1 + len(manifest.gates)) + "|", *rows]
+    return [
+        heading,
+        "|---" * (1 + len(manifest.gates)) + "|",
+        *rows,
+        *(_FP16 if "fp16" in manifest.gates else ()),
+    ]

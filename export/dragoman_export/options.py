@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 __all__ = ["ExportError", "ExportOptions", "Int8Scales", "Precision", "SourceFormat"]
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 SourceFormat = Literal["dragoman", "marian", "m2m100"]
 Int8Scales = Literal["auto", "row-wise", "static"]
 
@@ -29,7 +29,7 @@ class ExportOptions:
     """
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
-    """Precisions to export: fp32, and int8, which is smaller and faster on CPUs."""
+    """Precisions to export: fp32; int8, smaller and faster on CPUs; fp16, half the size, meant for GPUs."""
     source_format: Annotated[SourceFormat, Parameter(name="--from")] = "dragoman"
     """What the checkpoint is: dragoman, as training wrote it; marian, a MarianMT folder of Hugging Face, such
     as the OPUS-MT models; m2m100, an M2M100 or NLLB one."""

@@ -27,6 +27,7 @@ def _column(manifest: Manifest, precision: str, gate: Gate) -> dict[str, str]:
     graphs = manifest.precisions[precision]
     size = sum(manifest.files[name].bytes for name in (graphs.encoder, graphs.decode_step))
     return {
+        "checked on": "the CPU provider",
         "sentences, decoder steps": f"{gate.sentences}, {gate.steps}",
         "largest log-prob difference": f"{gate.max_log_prob_difference:.1e}{bound if fp32 else ''}",
         "mean log-prob lost": f"{gate.mean_log_prob_loss:.1e}{'' if fp32 else bound}",

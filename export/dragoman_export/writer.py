@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +23,8 @@ from dragoman_export.description import (
     records,
     tokenizer_files,
 )
+from dragoman_export.diagnosis import MAX_ROUNDING, Forced, computing_fault, rounding_fault
+from dragoman_export.fp16 import fp16_state, halve
 from dragoman_export.gate import BEAM, check, greedy
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.importers import read_model
@@ -31,6 +33,8 @@ from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Precision
+from dragoman_export.parts import weight_fault
+from dragoman_export.pipeline import require_tokenizers
 from dragoman_export.quality import ReferencedText, quality
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.checkpoint import Checkpoint
@@ -59,7 +63,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
         out: Created whole, or not at all.
         options: What to export.
 
-    A precision whose gate fails is left out, where another remains; without fp32 there is nothing to trust.
+    A precision whose gate fails, or a part of which is at fault, is left out, where another remains; without
+    fp32 there is nothing to trust.
 
     Raises:
         ExportError: the gate fails, the model's shape cannot be exported, or `out` exists or is no
@@ -78,6 +83,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
     floats = _FloatGraphs.of(loaded)
+    wrong_weight = weight_fault(loaded.model, *floats.both)
+    sample = _sample(loaded, sources)
     with _staging(out) as folder:
 
         def prove(precision: Precision, scales: _Scales) -> _Candidate:
@@ -88,22 +95,32 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
                 loaded, name, out.name, together, {**precisions, precision: graphs}, scores, options
             )
             _write(folder, {**together, MANIFEST_FILE: manifest.to_json()})
-            graphs_loaded = load_ungated(Bundle.open(folder), precision, threads=1)
-            gate = _gate(loaded, graphs_loaded, precision, sources)
-            return _Candidate(graphs, contents, graphs_loaded, gate)
+            bundle = Bundle.open(folder)
+            require_tokenizers(loaded, bundle)
+            with _naming(
+                precision, lambda: wrong_weight or computing_fault(loaded.model, floats.both, sample)
+            ):
+                graphs_loaded = load_ungated(bundle, precision, threads=1)
+                gate = _gate(loaded, graphs_loaded, precision, sources)
+            proved = _Candidate(graphs, contents, graphs_loaded, gate)
+            return dataclasses.replace(
+                proved, fault=wrong_weight or _fault(floats, proved, precision, sample)
+            )
 
-        for precision in (known for known in get_args(Precision) if known in options.precision):
+        *_, last = wanted = [known for known in get_args(Precision) if known in options.precision]
+        for precision in wanted:
             proved = _best([prove(precision, scales) for scales in _scales(precision, options)])
-            if proved.gate.passed:
+            if proved.gate.passed and not proved.fault:
                 files |= proved.files
                 precisions[precision] = proved.graphs
                 gates[precision] = _scored(loaded, proved, precision, text)
-            elif precision == "fp32" or options.precision == (precision,):
-                raise ExportError(f"the {precision} export {_finding(proved.gate)}; nothing was written")
-            else:
-                _LOGGER.error("%s is left out: it %s", precision, _finding(proved.gate))
-                for left_out in proved.files:
-                    (folder / left_out).unlink()
+                continue
+            finding = _finding(proved)
+            if precision == "fp32" or (precision == last and not precisions):
+                raise ExportError(f"the {precision} export {finding}; nothing was written")
+            _LOGGER.error("%s is left out: it %s", precision, finding)
+            for left_out in proved.files:
+                (folder / left_out).unlink()
         manifest = describe(loaded, name, out.name, files, precisions, scores, options)
         manifest = dataclasses.replace(manifest, gates=gates)
         card = {MODEL_CARD_FILE: model_card(manifest).encode()}
@@ -150,11 +167,18 @@ class _Candidate:
     files: dict[str, bytes]
     loaded: LoadedModel
     gate: Gate
+    fault: str = ""
+    """The part of them that is at fault, in words; empty for none."""
+
+    @property
+    def both(self) -> tuple[bytes, bytes]:
+        """Encoder and decode step."""
+        return self.files[self.graphs.encoder], self.files[self.graphs.decode_step]
 
 
 def _scales(precision: Precision, options: ExportOptions) -> tuple[_Scales, ...]:
     """The activation scales worth trying."""
-    if precision == "fp32":
+    if precision != "int8":
         return ("none",)
     if options.int8_scales != "auto":
         return (options.int8_scales,)
@@ -165,7 +189,7 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     """The only one, or of row-wise and static scales the better choice."""
     first, *others = candidates
     for other in others:
-        if prefers_static(first.loaded, other.loaded, first.gate, other.gate):
+        if not other.fault and prefers_static(first.loaded, other.loaded, first.gate, other.gate):
             return other
     return first
 
@@ -184,6 +208,11 @@ class _FloatGraphs:
         encoder = encoder_onnx(checkpoint.model)
         _LOGGER.info("exporting the decode step")
         return cls(checkpoint, encoder, decode_step_onnx(checkpoint.model, checkpoint.special.never))
+
+    @property
+    def both(self) -> tuple[bytes, bytes]:
+        """Encoder and decode step."""
+        return self.encoder, self.decode_step
 
     def quantised(
         self, inputs: Mapping[nn.Linear, float], state: Mapping[str, Tensor]
@@ -208,6 +237,13 @@ class _FloatGraphs:
         take_integers(decode_step, scales)
         return _serialised(encoder), _serialised(decode_step)
 
+    def halved(self) -> tuple[bytes, bytes]:
+        """Both in float16."""
+        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
+        halve(encoder)
+        halve(decode_step)
+        return _serialised(encoder), _serialised(decode_step)
+
 
 def _serialised(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
@@ -218,8 +254,11 @@ def _graphs(
 ) -> tuple[Graphs, dict[str, bytes]]:
     """What a precision's graphs are called, and their content by name."""
     checkpoint, state = floats.checkpoint, state_tensors(floats.checkpoint.model)
-    if scales == "none":
+    if precision == "fp32":
         names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
+    elif precision == "fp16":
+        names = graph_files(precision, fp16_state(state))
+        encoder, decode_step = floats.halved()
     else:
         _LOGGER.info("rounding to int8, with %s scales", scales)
         names = graph_files(precision, int8_state(state), scales)
@@ -264,9 +303,43 @@ def _scored(
     return dataclasses.replace(proved.gate, scores=quality(checkpoint, runner, text, BEAM))
 
 
-def _finding(gate: Gate) -> str:
+def _sample(checkpoint: Checkpoint, sources: Sources) -> Forced:
+    """A sentence to look at the parts of the graphs with, and torch's translation."""
+    [(source, target)] = _translations(checkpoint, [max(sources.gate, key=len)])
+    return Forced(source, target, checkpoint.special.bos)
+
+
+@contextlib.contextmanager
+def _naming(precision: Precision, fault: Callable[[], str]) -> Iterator[None]:
+    """Where graphs do not even run, say which part is at fault, as far as that can be found."""
+    try:
+        yield
+    except Exception as error:  # the runtime's exceptions have no base of their own
+        found = ""
+        with contextlib.suppress(Exception):  # so does what is run to find it
+            found = fault()
+        if not found:
+            raise
+        raise ExportError(
+            f"the {precision} export does not run. At fault: {found}; nothing was written"
+        ) from error
+
+
+def _fault(floats: _FloatGraphs, proved: _Candidate, precision: Precision, sample: Forced) -> str:
+    """The part at fault, in words, whose weights are right; empty where the gate passes and no part is."""
+    arguments = (floats.checkpoint.model, floats.both, proved.both, sample)
+    if proved.gate.passed:
+        return "" if precision == "fp32" else rounding_fault(*arguments, MAX_ROUNDING[precision])
+    fault = computing_fault(floats.checkpoint.model, floats.both, sample)
+    if not fault and precision != "fp32":
+        fault = rounding_fault(*arguments)
+    return fault or "no single part, each agrees with torch's"
+
+
+def _finding(failed: _Candidate) -> str:
+    gate = failed.gate
     return (
-        "does not say what the checkpoint says: log-probabilities differ by up to "
+        f"does not say what the checkpoint says. At fault: {failed.fault}. Log-probabilities differ by up to "
         f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
         f"(tolerance {gate.tolerance:g}), {gate.greedy_agreement:.1%} of the greedy and "
         f"{gate.beam_agreement:.1%} of the beam translations agree, {gate.same_alone:.1%} are the same alone "

@@ -1,12 +1,14 @@
 """What a bundle says of itself: `bundle.json`, defined once for its writer and its reader.
 
 The dataclasses below are the schema: their fields are the keys, and parsing refuses unknown, missing or
-mistyped ones.
+mistyped ones. One key more, `sha256`, is the hash of all others: a damaged file is noticed. It is no
+signature: whoever changes the file on purpose can change it as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -45,6 +47,7 @@ VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_TOKENS = 2**16
+_HASH_KEY = "sha256"
 
 
 def require_file_name(name: str) -> None:
@@ -260,8 +263,9 @@ class Manifest:
         """Parse `bundle.json`, strictly.
 
         Raises:
-            BundleError: the text is no JSON, the schema number is unknown, or a field is unknown, missing, of
-                the wrong type or contradicts another; the message names the field.
+            BundleError: the text is no JSON, the schema number is unknown, a field is unknown, missing, of
+                the wrong type or contradicts another (the message names the field), or the text is not the
+                one that was written.
         """
         try:
             document = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
@@ -275,17 +279,28 @@ class Manifest:
                 f"{MANIFEST_FILE}: schema {found!r} is unknown, this version reads {SCHEMA}: "
                 "export the checkpoint again or upgrade dragoman"
             )
+        document.pop(_HASH_KEY, None)
         try:
-            return parse_json(cls, document)
+            manifest = parse_json(cls, document)
         except (RecordError, BundleError) as error:
             raise BundleError(f"{MANIFEST_FILE}: {error}") from error
+        if manifest.to_json() != text:
+            raise BundleError(f"{MANIFEST_FILE} has been altered since it was written; copy it again")
+        return manifest
 
     def to_json(self) -> bytes:
         """The text of `bundle.json`, the same for equal manifests."""
-        text = json.dumps(
-            dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
-        )
-        return text.encode() + b"\n"
+        return _sealed(dataclasses.asdict(self))
+
+
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    """The text of a manifest, with its hash."""
+    return _text({**document, _HASH_KEY: hashlib.sha256(_text(document)).hexdigest()})
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def _require_positive(where: str, record: Dimensions | Limits) -> None:

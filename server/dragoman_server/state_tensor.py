@@ -11,7 +11,7 @@ from dragoman_server.errors import BundleError
 __all__ = ["StateTensor"]
 
 StateKind = Literal["kv_cache", "memory"]
-ElementType = Literal["float32", "int8"]
+ElementType = Literal["float32", "float16", "int8"]
 
 _GROWING_AXIS: Mapping[str, str] = {"kv_cache": "position", "memory": "source_position"}
 _MAX_SIZE = 2**31

@@ -84,7 +84,7 @@ def test_company_that_changes_a_translation_fails_in_every_precision(
             ids = (ids + 1) % 30
         return log_prob, ids
 
-    for precision in ("fp32", "int8"):
+    for precision in ("fp32", "fp16", "int8"):
         found = gate_of(disturbed, precision)
         assert not found.passed
         assert found.greedy_agreement == 1.0
@@ -110,6 +110,8 @@ def test_nan_fails(gate_of: Callable[..., Gate]) -> None:
         ("fp32", "same", True),
         ("fp32", "other", False),
         ("fp32", "failed", False),
+        ("fp16", "other", True),
+        ("fp16", "failed", False),
         ("int8", "other", True),
         ("int8", "failed", False),
     ],

@@ -157,6 +157,7 @@ def test_scales_too_small_for_the_text_fail_the_gate(
     assert list(Bundle.open(tmp_path / "tiny" / "1").manifest.precisions) == ["fp32"]
     assert not list((tmp_path / "tiny" / "1").glob("*int8*"))
     assert "int8 is left out: it does not say" in caplog.text
+    assert "(its inputs: the scale is too small or too coarse), where rounding costs most" in caplog.text
 
 
 @pytest.mark.parametrize(

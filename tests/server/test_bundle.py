@@ -19,6 +19,7 @@ from dragoman_server.cli_inspect import inspect
 from dragoman_server.errors import BundleError
 from dragoman_server.languages import LanguageTokens
 from dragoman_server.manifest import (
+    SCHEMA,
     Dimensions,
     FileRecord,
     Gate,
@@ -27,6 +28,7 @@ from dragoman_server.manifest import (
     Manifest,
     Score,
     Tokenizers,
+    _sealed,
 )
 from dragoman_server.special_ids import SpecialIds
 from dragoman_server.state_tensor import StateTensor
@@ -79,7 +81,13 @@ def write_bundle(folder: Path) -> Path:
 def changed(change: Change) -> bytes:
     document = json.loads(MANIFEST.to_json())
     change(document)
-    return json.dumps(document).encode()
+    return sealed(document)
+
+
+def sealed(document: dict[str, Any]) -> bytes:
+    """The text of a manifest, with the hash it should have: what is refused is not refused for that."""
+    document.pop("sha256", None)
+    return _sealed(document)
 
 
 def test_what_is_written_is_read(bundle: Path) -> None:
@@ -101,7 +109,15 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 6"),
+        (
+            lambda m: m.update(schema=SCHEMA - 1),
+            f"schema {SCHEMA - 1} is unknown, this version reads {SCHEMA}:",
+        ),
+        (
+            lambda m: m.update(schema=SCHEMA + 1),
+            f"schema {SCHEMA + 1} is unknown, this version reads {SCHEMA}:",
+        ),
+        (lambda m: m.update(schema=str(SCHEMA)), f"schema '{SCHEMA}' is unknown"),
         (lambda m: m.pop("schema"), "schema None is unknown"),
         (lambda m: m.update(colour="red"), "colour is an unknown key"),
         (lambda m: m["dimensions"].update(d_modal=1), "dimensions.d_modal is an unknown key"),
@@ -129,6 +145,12 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
         (lambda m: m["tokenizers"].update(source="other.spm"), "no entry for 'other.spm'"),
         (lambda m: m["tokenizers"].update(source="bundle.json"), "no entry for 'bundle.json'"),
         (lambda m: m["files"].update({"a/b": m["files"]["MODEL_CARD.md"]}), "'a/b' is no file name"),
+        (
+            lambda m: m["files"].update({"../outside": m["files"]["MODEL_CARD.md"]}),
+            "'../outside' is no file name",
+        ),
+        (lambda m: m["precisions"]["fp32"].update(encoder="../encoder.onnx"), "'../encoder.onnx' is no file"),
+        (lambda m: m["tokenizers"].update(source="/etc/passwd"), "'/etc/passwd' is no file name"),
         (lambda m: m["files"].update({"..": m["files"]["MODEL_CARD.md"]}), "'..' is no file name"),
         (lambda m: m["files"]["MODEL_CARD.md"].update(sha256="A" * 64), "is no SHA-256"),
         (lambda m: m["files"]["MODEL_CARD.md"].update(bytes=-1), "must not be negative"),
@@ -153,7 +175,10 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
             lambda m: m["precisions"]["fp32"]["state"][0]["sizes"].update(head=0),
             "every size must be at least 1",
         ),
-        (lambda m: m["precisions"]["fp32"]["state"][0].update(type="float8"), "type must be one of float32"),
+        (
+            lambda m: m["precisions"]["fp32"]["state"][0].update(type="float8"),
+            "type must be one of float32, float16, int8",
+        ),
         (lambda m: m["scores"][0].update(value="30"), r"scores\[0\].value must be of type float, not str"),
         (lambda m: m["scores"][0].update(value=10**400), r"scores\[0\].value is too large"),
     ],
@@ -201,11 +226,21 @@ def test_a_manifest_with_any_value_replaced_is_equal_or_refused(data: st.DataObj
         node = node[key]
     parent, key = path[data.draw(st.integers(0, len(path) - 1))]
     parent[key] = data.draw(st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]))
+    text = sealed(document)
     try:
-        parsed = Manifest.from_json(json.dumps(document).encode())
+        parsed = Manifest.from_json(text)
     except BundleError:
         return
-    assert json.loads(parsed.to_json()) == document
+    assert parsed.to_json() == text
+
+
+@pytest.mark.parametrize("change", [lambda m: m.update(licence="MIT"), lambda m: m.update(sha256="0" * 64)])
+def test_a_manifest_that_was_changed_by_hand_is_refused(bundle: Path, change: Change) -> None:
+    document = json.loads(MANIFEST.to_json())
+    change(document)
+    (bundle / "bundle.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    with pytest.raises(BundleError, match=r"bundle\.json has been altered since it was written"):
+        Bundle.open(bundle)
 
 
 def remove(folder: Path) -> None:
@@ -338,7 +373,8 @@ def test_inspect_shows_what_a_bundle_is(bundle: Path, capsys: pytest.CaptureFixt
     inspect(bundle, json=True)
     described = json.loads(capsys.readouterr().out)
     assert described.pop("manifest_sha256") == Bundle.open(bundle).manifest_sha256
-    assert described == json.loads((bundle / "bundle.json").read_bytes())
+    written = json.loads((bundle / "bundle.json").read_bytes())
+    assert described == {key: value for key, value in written.items() if key != "sha256"}
 
 
 def test_inspect_refuses_an_altered_file(bundle: Path) -> None:

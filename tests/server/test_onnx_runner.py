@@ -21,6 +21,7 @@ from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
+from dragoman_server.engine import onnx_runner
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import Extent, FloatArray, SlotCopy
 from dragoman_server.errors import BundleError
@@ -298,8 +299,16 @@ def test_a_precision_without_a_passed_gate_is_refused(
 
 
 def test_a_file_that_is_no_graph_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"encoder\.onnx is no graph"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx is no ONNX file"):
         load_model(altered(bundle, tmp_path, {"encoder.onnx": b"not a graph"}))
+
+
+def test_a_graph_that_the_runtime_does_not_load_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    graph = onnx.load_from_string(bundle.read("encoder.onnx"))
+    graph.graph.node[-1].op_type = "LayerNormalization"
+    with pytest.raises(BundleError, match=r"encoder\.onnx is no graph that ONNX Runtime loads") as caught:
+        load_model(altered(bundle, tmp_path, {"encoder.onnx": graph.SerializeToString()}))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_graph_with_weights_in_another_file_is_refused(
@@ -314,7 +323,10 @@ def test_a_graph_with_weights_in_another_file_is_refused(
     monkeypatch.chdir(tmp_path / "weights")
     (tmp_path / "bundle").mkdir()
     changed = altered(bundle, tmp_path / "bundle", {"encoder.onnx": graph.SerializeToString()})
-    with pytest.raises(BundleError, match=r"encoder\.onnx is no graph"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx keeps weights in another file"):
+        load_model(changed)
+    monkeypatch.setattr(onnx_runner, "scan_graph", lambda content: None)
+    with pytest.raises(BundleError, match=r"encoder\.onnx is no graph"):  # nor does the runtime look there
         load_model(changed)
 
 

@@ -18,18 +18,19 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dragoman_server.bundle import Bundle
+from dragoman_server.engine.graph_scan import GraphScanError, scan_graph
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.engine.slab import Slab
 from dragoman_server.errors import BundleError
 from dragoman_server.manifest import Manifest
 from dragoman_server.state_tensor import StateTensor
 
-__all__ = ["LoadedModel", "OnnxRunner", "load_model", "load_ungated", "session_options"]
+__all__ = ["LoadedModel", "OnnxRunner", "graph_values", "load_model", "load_ungated", "session_options"]
 
 _Shape = tuple[int | None, ...]
 _Signature = dict[str, tuple[str, _Shape]]
 _FLOAT, _INT32, _INT64 = "tensor(float)", "tensor(int32)", "tensor(int64)"
-_ELEMENTS = {"float32": _FLOAT, "int8": "tensor(int8)"}
+_ELEMENTS = {"float32": _FLOAT, "float16": "tensor(float16)", "int8": "tensor(int8)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,34 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 4  # what fails raises
     # On CPU the fused kernel is several times slower than the two nodes it replaces.
     options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    # The runtime has a format of its own, which it would recognise, and which nothing here looks through.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Weights that a graph keeps in other files would be read unchecked: nothing is found below this path.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return options
 
 
+def graph_values(
+    content: bytes, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """The outputs `names` of a graph that belongs to no bundle, run once: to find what is wrong with one."""
+    session = onnxruntime.InferenceSession(content, session_options(1), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
 def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
     content = bundle.read(file)
+    try:
+        scan_graph(content)
+    except GraphScanError as error:
+        raise BundleError(f"{bundle.path}: {file} {error}; export the checkpoint again") from error
     try:
         return onnxruntime.InferenceSession(
             content, session_options(threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the runtime's exceptions have no base of their own
-        raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {reason}") from error
 
 
 def _encoder_inputs() -> _Signature:
