@@ -18,6 +18,7 @@ from dragoman_server.bundle import Bundle, find_bundles
 from dragoman_server.cli_inspect import inspect
 from dragoman_server.errors import BundleError
 from dragoman_server.manifest import (
+    Canary,
     Dimensions,
     FileRecord,
     Gate,
@@ -50,7 +51,14 @@ MANIFEST = Manifest(
     limits=Limits(max_source_tokens=64, max_target_tokens=32),
     tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
     precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", (CACHE,))},
-    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0, {"empty": "same"})},
+    gates={
+        "fp32": Gate(
+            True,
+            *(2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0),
+            {"empty": "same"},
+            canaries=(Canary("a", "b", -1.5, 1e-3, 4, 0.6),),
+        )
+    },
     scores=(Score("BLEU", 30.5, "a test set", "a signature"),),
     provenance="made up",
     licence="CC0-1.0",
@@ -99,7 +107,7 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 5"),
+        (lambda m: m.update(schema=1), "schema 1 is unknown, this version reads 6"),
         (lambda m: m.pop("schema"), "schema None is unknown"),
         (lambda m: m.update(colour="red"), "colour is an unknown key"),
         (lambda m: m["dimensions"].update(d_modal=1), "dimensions.d_modal is an unknown key"),
@@ -107,6 +115,9 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
         (lambda m: m["dimensions"].update(d_model=0), "d_model must be at least 1"),
         (lambda m: m["dimensions"].update(d_model=16.0), "dimensions.d_model must be of type int"),
         (lambda m: m["dimensions"].update(d_model=True), "dimensions.d_model must be of type int"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].update(beam_size=0), "beam_size must be at least 1"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].update(length_penalty=-1.0), "out of its range"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].pop("text"), r"canaries\[0\].text is missing"),
         (lambda m: m["limits"].update(max_source_tokens=10**6), "limits must be at most"),
         (lambda m: m.update(architecture="mystery"), "architecture must be one of transformer"),
         (lambda m: m.update(name="../toy"), "'../toy' is no file name"),
