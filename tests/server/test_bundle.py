@@ -304,15 +304,20 @@ def test_a_linked_directory_is_refused(bundle: Path, tmp_path: Path) -> None:
         Bundle.open(tmp_path / "link")
 
 
-def test_the_newest_version_of_each_model_is_found(tmp_path: Path) -> None:
+def test_the_versions_of_each_model_are_found_newest_first(tmp_path: Path) -> None:
     for path in ("a/2", "a/10", "a/9", "b/1", "a/latest", "a/.11-staging", ".hidden/1", "c/notes"):
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "a" / "12").touch()
-    assert find_bundles(tmp_path) == [tmp_path / "a" / "10", tmp_path / "b" / "1"]
+    found = find_bundles(tmp_path)
+    assert found == {
+        "a": {version: tmp_path / "a" / version for version in ("2", "9", "10")},
+        "b": {"1": tmp_path / "b" / "1"},
+    }
+    assert list(found["a"]) == ["10", "9", "2"]
 
 
 def test_a_bundle_is_found_where_it_is(bundle: Path) -> None:
-    assert find_bundles(bundle) == [bundle]
+    assert find_bundles(bundle) == {"toy": {"3": bundle}}
 
 
 @pytest.mark.parametrize(("root", "message"), [("empty", "no bundle below"), ("missing", "is no directory")])
