@@ -27,6 +27,7 @@ from dragoman_server.errors import (
 )
 from dragoman_server.loading import LoadedModel, check_canaries, load, warm_up
 from dragoman_server.manifest import VERSION_PATTERN
+from dragoman_server.memory import return_freed_memory
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelDescription, ModelTable, listed, quoted
 
@@ -162,11 +163,15 @@ class ModelRepository:
             if previous is not None:
                 await asyncio.wait((previous,))
             try:
-                return await operation
+                description = await operation
             except Exception as error:
                 unforeseen = None if isinstance(error, DragomanServerError) else error
                 _log.error("model %s stays as it was: %s", quoted(name), error, exc_info=unforeseen)
                 raise
+            # With the operation's last reference to what it has replaced. Without this, a server under load
+            # keeps several times the weights.
+            await asyncio.to_thread(return_freed_memory)
+            return description
 
         def ended(task: asyncio.Task[ModelDescription]) -> None:
             self._operations.discard(task)
@@ -223,20 +228,20 @@ class ModelRepository:
     async def _load_newest(self, name: str, versions: Mapping[str, Path]) -> ModelDescription:
         """Serve the first of `versions`, newest first, that is sound, and newer than the one served."""
         served = self._served_version(name)
-        refused: dict[str, BundleError] = {}
+        refused: dict[str, str] = {}
         for version, path in versions.items():
             if int(version) <= served:
                 break
             try:
                 description = await self._replace(name, version, path)
             except BundleError as error:
-                refused[version] = error
+                refused[version] = str(error)
                 continue
             for other, reason in refused.items():
                 _log.warning("model %s: version %s is refused: %s", name, other, reason)
             return description
         if refused:
-            raise BundleError("; ".join(map(str, refused.values())))
+            raise BundleError("; ".join(refused.values()))
         return self._models.named(name).description
 
     async def _replace(self, name: str, version: str, path: Path) -> ModelDescription:
