@@ -2,7 +2,8 @@
 
 Two versions of one model take turns while clients call all the time, without retries. Every reply has to bear
 one version and that version's own translation, byte for byte, as it gave it alone before. Reports resident
-memory after 5 swaps and after all, the time that a rollout takes, and the calls that failed.
+memory after 5 swaps and after all, while the clients go on, the time that a rollout takes, and the calls that
+failed. Growth is that of the median over ten swaps.
 
     python benchmarks/hot_swap.py --models DIR --name NAME --versions 1 2 --source FILE --out FILE
 """
@@ -30,6 +31,7 @@ from dragoman_model.evaluation import read_lines
 from serving import Served, served
 
 EARLY_SWAPS = 5
+WINDOW = 10  # one sample depends on the batches that were just running
 GROWTH = 0.05  # what memory may have grown by since, relative
 TIMEOUT = 60.0
 
@@ -105,7 +107,9 @@ async def swap(server: Served, expected: Expected, options: argparse.Namespace) 
             print(f"{number + 1}\t{seconds[-1]:.2f} s\t{memory[-1]:.1f} MB", file=sys.stderr, flush=True)
     clients.over = True
     await calling
-    early, late = memory[EARLY_SWAPS : 2 * EARLY_SWAPS], memory[-EARLY_SWAPS:]
+    first = EARLY_SWAPS - 1
+    early, late = (float(np.median(part)) for part in (memory[first : first + WINDOW], memory[-WINDOW:]))
+    half = memory[len(memory) // 2 :]
     return {
         "swaps": options.swaps,
         "swap_seconds": {
@@ -115,14 +119,15 @@ async def swap(server: Served, expected: Expected, options: argparse.Namespace) 
         "calls": clients.ends.total(),
         "ends": dict(clients.ends),
         "memory_mb": {
-            f"after {EARLY_SWAPS}": memory[EARLY_SWAPS - 1],
+            f"after {EARLY_SWAPS}": memory[first],
             f"after {options.swaps}": memory[-1],
-            f"median of {EARLY_SWAPS + 1} to {2 * EARLY_SWAPS}": round(float(np.median(early)), 1),
-            f"median of the last {EARLY_SWAPS}": round(float(np.median(late)), 1),
+            f"median of {WINDOW} from {EARLY_SWAPS}": round(early, 1),
+            f"median of the last {WINDOW}": round(late, 1),
+            "slope_per_swap_over_second_half": round(float(np.polyfit(range(len(half)), half, deg=1)[0]), 4),
             "highest": server.memory()["peak"],
             "after each": memory,
         },
-        "growth": round(memory[-1] / memory[EARLY_SWAPS - 1] - 1.0, 4),
+        "growth": round(late / early - 1.0, 4),
     }
 
 
@@ -140,8 +145,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--beam-size", type=int, default=1)
     options = parser.parse_args()
-    if options.swaps < 2 * EARLY_SWAPS:
-        parser.error(f"--swaps must be at least {2 * EARLY_SWAPS}")
+    if options.swaps < 2 * WINDOW:
+        parser.error(f"--swaps must be at least {2 * WINDOW}")
     expected = alone(options, list(dict.fromkeys(read_lines(options.source)))[: options.texts])
     first, second = expected.values()
     differing = sum(first[text] != second[text] for text in first)

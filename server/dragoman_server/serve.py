@@ -21,7 +21,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from dragoman_server.config import ServerConfig
+from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
+from dragoman_server.memory import limit_arenas
 from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
@@ -32,6 +34,7 @@ __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = ServerConfig()
+_LEAST_ARENAS = 2
 
 
 def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, json: bool = False) -> int:
@@ -45,6 +48,8 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
         The exit code: 0 where every accepted call was finished, else 1.
     """
     set_up_logging()
+    # More than can run at once do not help, and every one keeps its own share of what is freed.
+    limit_arenas(max(_LEAST_ARENAS, choose_threads()))
     return asyncio.run(_serve(config, json))
 
 
