@@ -462,3 +462,19 @@ def test_the_watch_outlives_the_directory(fixture: Fixture) -> None:
             await until(lambda: fixture.served() == [("echo", "2")])
 
     run(fixture, body)
+
+
+def test_the_watch_waits_until_a_version_has_stopped_changing(fixture: Fixture) -> None:
+    fixture.add("1")
+
+    async def body() -> None:
+        await fixture.repository.load_all()
+        async with Watched(fixture):
+            fixture.add("2")
+            for number in range(60):  # far more often than the watch looks
+                (fixture.root / "echo" / "2" / str(number)).touch()
+                await asyncio.sleep(0.003)
+            assert len(fixture.engines) == 1
+            await until(lambda: fixture.served() == [("echo", "2")])
+
+    run(fixture, body)
