@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Coroutine, Mapping
@@ -25,6 +24,7 @@ from dragoman_server.errors import (
     InvalidRequestError,
     ModelNotFoundError,
 )
+from dragoman_server.fingerprint import Fingerprint, fingerprint, fingerprints
 from dragoman_server.loading import LoadedModel, check_canaries, load, warm_up
 from dragoman_server.manifest import VERSION_PATTERN
 from dragoman_server.memory import return_freed_memory
@@ -35,9 +35,6 @@ __all__ = ["ModelRepository"]
 
 _log = logging.getLogger(__name__)
 _REMIND_SECONDS = 30.0
-
-_Fingerprint = tuple[tuple[str, int, int, int], ...]
-"""Name, inode, size and time of every file of a directory: another one means that something has changed."""
 
 
 class ModelRepository:
@@ -63,7 +60,7 @@ class ModelRepository:
         self._loading: set[Future[LoadedModel]] = set()
         self._unloaded: set[str] = set()
         """What the watch leaves alone, since somebody has unloaded it."""
-        self._dealt_with: dict[Path, _Fingerprint] = {}
+        self._dealt_with: dict[Path, Fingerprint] = {}
         """What has been tried, or is older than what serves: nothing to the watch until it changes."""
 
     @property
@@ -78,7 +75,7 @@ class ModelRepository:
             BundleError: there is no bundle, or a model without a sound version.
         """
         found = await asyncio.to_thread(find_bundles, self._config.models)
-        self._dealt_with = await asyncio.to_thread(_fingerprints, found)
+        self._dealt_with = await asyncio.to_thread(fingerprints, found)
         for name, versions in found.items():
             await self._load_newest(name, versions)
 
@@ -129,7 +126,7 @@ class ModelRepository:
             await asyncio.sleep(seconds)
             try:
                 found = await asyncio.to_thread(find_bundles, self._config.models)
-                now = await asyncio.to_thread(_fingerprints, found)
+                now = await asyncio.to_thread(fingerprints, found)
             except (BundleError, OSError):
                 continue  # The directory may be on its way, too.
             kept = {path: known for path, known in self._dealt_with.items() if path in now}
@@ -190,8 +187,8 @@ class ModelRepository:
         self,
         name: str,
         versions: Mapping[str, Path],
-        before: Mapping[Path, _Fingerprint],
-        now: Mapping[Path, _Fingerprint],
+        before: Mapping[Path, Fingerprint],
+        now: Mapping[Path, Fingerprint],
     ) -> None:
         """Start to load what is new, whole, and newer than what serves."""
         if name in self._latest:
@@ -273,7 +270,7 @@ class ModelRepository:
             BundleError: it is not sound.
         """
         _log.info("loading %s", path)
-        self._dealt_with[path] = await asyncio.to_thread(_fingerprint, path)
+        self._dealt_with[path] = await asyncio.to_thread(fingerprint, path)
         model = await self._on_a_thread(path, self._config_for(name))
         try:
             found = model.served.description
@@ -328,28 +325,13 @@ async def _retire(old: LoadedModel) -> None:
                 "model %s: %d calls still hold version %s",
                 *(description.name, old.served.calls.active, description.version),
             )
-    finally:
         await asyncio.to_thread(old.engine.close)
+    except asyncio.CancelledError:
+        # The server ends, after its last call. Closing may have begun on a thread: this waits for it.
+        old.engine.close()
+        raise
 
 
 def _abandon(future: Future[LoadedModel]) -> None:
     if future.exception() is None:
         future.result().engine.close()
-
-
-def _fingerprints(found: Mapping[str, Mapping[str, Path]]) -> dict[Path, _Fingerprint]:
-    return {path: _fingerprint(path) for versions in found.values() for path in versions.values()}
-
-
-def _fingerprint(path: Path) -> _Fingerprint:
-    """Empty where the directory cannot be read."""
-    try:
-        with os.scandir(path) as entries:
-            return tuple(sorted(map(_stamp, entries)))
-    except OSError:
-        return ()
-
-
-def _stamp(entry: os.DirEntry[str]) -> tuple[str, int, int, int]:
-    status = entry.stat(follow_symlinks=False)
-    return entry.name, status.st_ino, status.st_size, status.st_mtime_ns
