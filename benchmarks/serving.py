@@ -39,6 +39,7 @@ class Served:
     metrics_address: str | None
     process: int
     """Its id."""
+    admin_address: str | None = None
 
     def memory(self) -> dict[str, float]:
         """Resident memory in MB: now, and at its highest."""
@@ -97,7 +98,7 @@ def started(words: Sequence[str]) -> Iterator[Served]:
         if not line:
             sys.exit("the server did not start")
         facts = json.loads(line)
-        yield Served(facts["address"], facts["metrics_address"], process.pid)
+        yield Served(facts["address"], facts["metrics_address"], process.pid, facts.get("admin_address"))
         process.send_signal(signal.SIGTERM)
         if process.wait(60) != 0:
             sys.exit(f"the server ended with exit code {process.returncode}")

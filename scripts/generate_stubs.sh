@@ -11,4 +11,4 @@ python3 -m venv "$environment"
 "$environment/bin/pip" install --quiet "grpcio-tools==1.80.0"
 "$environment/bin/python" -m grpc_tools.protoc -I protos \
   --python_out=client --pyi_out=client --grpc_python_out=client \
-  protos/dragoman/v1/translation.proto
+  protos/dragoman/v1/*.proto

@@ -147,11 +147,12 @@ def served(
     sources: tuple[str, ...] = ("en",),
     targets: tuple[str, ...] = ("de",),
     max_source_tokens: int = 64,
+    version: str = "3",
 ) -> ServedModel:
     """A model that shouts."""
     description = ModelDescription(
         name=name,
-        version="3",
+        version=version,
         source_languages=sources,
         target_languages=targets,
         architecture="transformer",

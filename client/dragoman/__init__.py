@@ -3,11 +3,13 @@
     with dragoman.Client("127.0.0.1:50051") as client:
         print(client.translate("A dog runs.", source="en", target="de").text)
 
-`AsyncClient` does the same under asyncio; `dragoman.errors` has the errors that both raise.
+`AsyncClient` does the same under asyncio, `AdminClient` rolls out models; `dragoman.errors` has the errors
+that they raise.
 """
 
 from __future__ import annotations
 
+from dragoman.admin_client import AdminClient
 from dragoman.aio_client import AsyncClient, AsyncTranslationStream
 from dragoman.client import Client, TranslationStream
 from dragoman.errors import (
@@ -24,6 +26,7 @@ from dragoman.options import TranslateOptions
 from dragoman.results import FinishReason, Hypothesis, Limits, Model, ModelSummary, Timing, Translation
 
 __all__ = [
+    "AdminClient",
     "AsyncClient",
     "AsyncTranslationStream",
     "Cancelled",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dragoman_export.behaviour import behaviour
+from dragoman_export.canaries import canaries
 from dragoman_export.engine_run import engine_translations
 from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.options import Precision
@@ -89,8 +90,9 @@ def check(
     same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
     same &= set(odd.values()) == {"same"}
     good = same if precision == "fp32" else loss <= _TOLERANCES[precision]
+    passed = good and same_alone == 1.0 and "failed" not in odd.values()
     return Gate(
-        passed=good and same_alone == 1.0 and "failed" not in odd.values(),
+        passed=passed,
         sentences=len(sources),
         steps=sum(map(len, targets)),
         max_log_prob_difference=difference,
@@ -100,6 +102,7 @@ def check(
         beam_agreement=beam_agreement,
         same_alone=same_alone,
         behaviour=odd,
+        canaries=canaries(checkpoint, runner, sources, BEAM, precision) if passed else (),
     )
 
 

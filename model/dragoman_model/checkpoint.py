@@ -7,7 +7,7 @@ tokenizer (`tokenizer.spm`, or `source.spm` and `target.spm`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,13 @@ class Checkpoint:
 
     @property
     def source_languages(self) -> tuple[str, ...]:
-        """All that it translates from."""
-        return tuple(self.languages.source) or (self.source_language,)
+        """All that it translates from, the one of `direction` first."""
+        return _with_first(self.source_language, self.languages.source)
 
     @property
     def target_languages(self) -> tuple[str, ...]:
-        """All that it translates to."""
-        return tuple(self.languages.forced or self.languages.target) or (self.target_language,)
+        """All that it translates to, likewise."""
+        return _with_first(self.target_language, self.languages.forced or self.languages.target)
 
     def source_ids(self, text: str, longest: int | None = None) -> list[int]:
         """What the encoder is fed for a sentence, the languages' tokens and the end symbol included.
@@ -110,6 +110,10 @@ class Checkpoint:
             "metadata": self.metadata,
         }
         (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _with_first(first: str, languages: Iterable[str]) -> tuple[str, ...]:
+    return (first, *(language for language in languages if language != first))
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -67,32 +67,31 @@ class Bundle:
                 raise BundleError(f"{self.path}: {error}") from error
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """The newest version of every model below `root`, which holds `NAME/VERSION/`, or is itself a bundle.
+def find_bundles(root: Path) -> dict[str, dict[str, Path]]:
+    """The directories below `root`, which holds `NAME/VERSION/`, by name and version; the newest come first.
 
     Versions are integers, the highest is the newest. Names that begin with a dot, and versions that are no
-    integers, are not looked at.
+    integers, are not looked at. What is in the directories is not looked at either; but `root` may itself be
+    a bundle, whose name and version are those of its manifest.
 
     Raises:
-        BundleError: there is no bundle.
+        BundleError: there is no such directory, or `root` is a bundle that is not to be trusted.
     """
     if (root / MANIFEST_FILE).exists():
-        return [root]
+        manifest = Bundle.open(root).manifest
+        return {manifest.name: {manifest.version: root}}
     if not root.is_dir():
         raise BundleError(f"{root} is no directory; name the one that holds NAME/VERSION/{MANIFEST_FILE}")
     models = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = [max(versions, key=_number) for model in models if (versions := _versions(model))]
+    found = {model.name: versions for model in models if (versions := _versions(model))}
     if not found:
         raise BundleError(f"no bundle below {root}: expected NAME/VERSION/{MANIFEST_FILE}")
     return found
 
 
-def _versions(model: Path) -> list[Path]:
-    return [path for path in model.iterdir() if VERSION_PATTERN.fullmatch(path.name) and path.is_dir()]
-
-
-def _number(version: Path) -> int:
-    return int(version.name)
+def _versions(model: Path) -> dict[str, Path]:
+    found = [path for path in model.iterdir() if VERSION_PATTERN.fullmatch(path.name) and path.is_dir()]
+    return {path.name: path for path in sorted(found, key=lambda path: int(path.name), reverse=True)}
 
 
 @contextlib.contextmanager

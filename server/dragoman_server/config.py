@@ -40,7 +40,9 @@ class ServerConfig(CallLimits):
     """
 
     models: Path = Path("models")
-    """Directory that holds NAME/VERSION/, or one bundle; of every model the newest version is served."""
+    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served."""
+    watch_seconds: float = 0.0
+    """How often to look for new versions in that directory; 0 for never."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 50051
@@ -59,10 +61,14 @@ class ServerConfig(CallLimits):
     """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
+    admin_port: int | None = None
+    """Port of the service that loads and unloads models, 0 for any free one; by default there is none."""
+    admin_host: str = "127.0.0.1"
+    """Address that it listens on: whoever reaches it decides what is served."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
     drain_seconds: float = 30.0
-    """How long accepted calls may take to finish after SIGTERM or SIGINT."""
+    """How long, in seconds, accepted calls may take to finish after SIGTERM or SIGINT."""
     ready_file: Path | None = None
     """File to write the address to once the server is ready, and to remove when it stops."""
 
@@ -74,10 +80,11 @@ class ServerConfig(CallLimits):
         for flag in ("workers", "threads"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
-        if self.metrics_port is not None:
-            _require_port("metrics_port", self.metrics_port)
-        if not self.drain_seconds >= 0.0:
-            raise ValueError(f"--drain-seconds must not be negative, as {self.drain_seconds} is")
+        for flag in ("admin_port", "metrics_port"):
+            if getattr(self, flag) is not None:
+                _require_port(flag, getattr(self, flag))
+        for flag in ("drain_seconds", "watch_seconds"):
+            _require_not_negative(flag, getattr(self, flag))
         if self.max_beam_size > self.max_rows:
             raise ValueError(
                 f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"
@@ -87,6 +94,11 @@ class ServerConfig(CallLimits):
 def _require_at_least(least: int, flag: str, value: int) -> None:
     if value < least:
         raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def _require_not_negative(flag: str, value: float) -> None:
+    if not value >= 0.0:
+        raise ValueError(f"--{flag.replace('_', '-')} must not be negative, as {value} is")
 
 
 def _require_port(flag: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""Counts the calls in progress, so that a server can stop when the last has ended."""
+"""Counts the calls in progress, so that a server, or a model's version, can go when the last has ended."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class DragomanServerError(Exception):
 
 
 class BundleError(DragomanServerError, ValueError):
-    """A bundle is incomplete, altered, or of an unknown schema; the message names the file."""
+    """A bundle is incomplete, altered, of an unknown schema, or does not fit; the message says why."""
 
 
 class InvalidRequestError(DragomanServerError, ValueError):

@@ -94,7 +94,13 @@ class InFlight:
         else:
             self._outcome = event
             self.ended_at = time.monotonic()
+            # The last event: request and flight need not hold each other until a garbage collection.
+            self.request.notify = _nobody
         self._changed.set()
+
+
+def _nobody(event: Event) -> None:
+    """Nothing is told of what comes after the last event, which is nothing."""
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
-"""Bundle to served model: tokenizers, sessions, one engine."""
+"""Bundle to served model: tokenizers, sessions, one engine, and the proof that it translates."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
-from dragoman_server.errors import BundleError, EngineError
+from dragoman_server.errors import BundleError, DragomanServerError
+from dragoman_server.manifest import Canary
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelDescription, ServedModel
 from dragoman_server.tokenizer import Tokenizer
+from dragoman_server.translations import TextTranslation
 from dragoman_server.translator import Translator
 
-__all__ = ["LoadedModel", "load", "warm_up"]
+__all__ = ["LoadedModel", "check_canaries", "load", "warm_up"]
 
 _log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
@@ -32,26 +35,30 @@ class LoadedModel:
 
     served: ServedModel
     engine: Engine
+    split: Split | None = None
+    """How its engine divides the cores, where it knows."""
+    canaries: tuple[Canary, ...] = ()
+    """Translations that it must find again, of the precision loaded."""
 
 
 def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedModel:
-    """Load the bundle at `path` and start its engine.
+    """Load the bundle at `path` and start its engine; takes seconds, and threads of its own.
 
     Raises:
-        BundleError: the bundle is not one to be served; the message names the file.
+        BundleError: the bundle is not one to be served, or not within these bounds; the message says why.
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     source = _tokenizer(bundle, manifest.tokenizers.source, manifest.dimensions.source_vocabulary_size)
     target = _tokenizer(bundle, manifest.tokenizers.target, manifest.dimensions.target_vocabulary_size)
+    split, runners = _runners(bundle, config)
     engine = Engine(
-        _runners(bundle, config),
+        runners,
         max_queue=config.max_queue,
         bos_id=manifest.special_ids.bos,
         eos_id=manifest.special_ids.eos,
         observer=metrics.engine(manifest.name),
     )
-    metrics.watch(manifest.name, engine.stats)
     translator = Translator(
         engine,
         source,
@@ -61,25 +68,57 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         max_segments=config.max_queue,
         languages=manifest.language_tokens,
     )
-    return LoadedModel(ServedModel(_description(bundle, config), translator), engine)
+    canaries = manifest.gates[config.precision].canaries
+    return LoadedModel(ServedModel(_description(bundle, config), translator), engine, split, canaries)
 
 
-async def warm_up(model: ServedModel, max_beam_size: int) -> None:
-    """Translate once with the largest beam, so that the first call finds everything in place.
+async def warm_up(model: LoadedModel, config: ServerConfig) -> None:
+    """Translate greedily and with the largest beam, on every worker: the first call finds all in place.
 
     Raises:
         BundleError: the network fails.
     """
-    description = model.description
-    options = DecodingOptions(beam_size=max_beam_size)
+    # Workers fill up evenly: with as many texts as workers there is one for each.
+    texts = [_WARM_UP_TEXT] * min(model.engine.workers, config.max_queue)
+    for beam_size in sorted({1, config.max_beam_size}):
+        await _translate(model, texts, DecodingOptions(beam_size=beam_size))
+
+
+async def check_canaries(model: LoadedModel) -> None:
+    """Compare translations with those that the manifest has, made when the bundle was.
+
+    Raises:
+        BundleError: one is another, and not as good; or the network fails.
+    """
+    for number, canary in enumerate(model.canaries, start=1):
+        where = f"canary {number} of {len(model.canaries)}"
+        if canary.beam_size > model.engine.limits.max_rows:
+            _log.warning("%s needs %d slots: not compared", where, canary.beam_size)
+            continue
+        options = DecodingOptions(beam_size=canary.beam_size, length_penalty=canary.length_penalty)
+        best = (await _translate(model, [canary.text], options))[0].hypotheses[0]
+        difference = abs(best.score - canary.score)
+        # Not `>`, which is false of NaN.
+        if best.text != canary.translation and not difference <= canary.tolerance:
+            raise BundleError(
+                f"{where} is translated otherwise than when the bundle was made: scores differ by "
+                f"{difference:.2g}, tolerance {canary.tolerance:g}; export the checkpoint again"
+            )
+
+
+async def _translate(
+    model: LoadedModel, texts: Sequence[str], options: DecodingOptions
+) -> list[TextTranslation]:
+    description = model.served.description
+    direction = description.first_direction
     try:
-        await model.translator.translate([_WARM_UP_TEXT], description.first_direction, options, deadline=None)
-    except EngineError as error:
+        return await model.served.translator.translate(texts, direction, options, deadline=None)
+    except DragomanServerError as error:
         raise BundleError(f"model {description.name} does not translate: {error}") from error
 
 
-def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
-    """One for each worker, in the fastest division of the cores, or in the one asked for."""
+def _runners(bundle: Bundle, config: ServerConfig) -> tuple[Split, list[OnnxRunner]]:
+    """One for each worker, and the division of the cores: the fastest, or the one asked for."""
 
     def divided(split: Split) -> list[OnnxRunner]:
         sessions = load_model(bundle, config.precision, split.threads)
@@ -92,18 +131,19 @@ def _runners(bundle: Bundle, config: ServerConfig) -> list[OnnxRunner]:
 
     candidates = splits(choose_threads(), config.workers, config.threads)
     if len(candidates) == 1:
-        return divided(candidates[0])
+        return candidates[0], divided(candidates[0])
     # One after the other: two sets of weights at once would be the process's peak of memory.
     speeds = {split: rows_per_second(divided(split)) for split in candidates}
     found = ", ".join(f"{split}: {speed:,.0f}" for split, speed in speeds.items())
     _log.info("workers x threads, rows per second: %s", found)
-    return divided(max(speeds, key=speeds.__getitem__))
+    fastest = max(speeds, key=speeds.__getitem__)
+    return fastest, divided(fastest)
 
 
 def _require_room(bundle: Bundle, runner: OnnxRunner, config: ServerConfig) -> None:
     limits = runner.limits
     if not runner.fits(Extent(1, limits.max_target_tokens, limits.max_source_tokens)):
-        raise ValueError(
+        raise BundleError(
             f"--cache-memory-mib {config.cache_memory_mib} does not hold the longest sentence that "
             f"{bundle.path} takes, of {limits.max_source_tokens} tokens; give it more"
         )

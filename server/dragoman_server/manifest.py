@@ -25,6 +25,7 @@ __all__ = [
     "MANIFEST_FILE",
     "SCHEMA",
     "VERSION_PATTERN",
+    "Canary",
     "Dimensions",
     "FileRecord",
     "Gate",
@@ -48,6 +49,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_TOKENS = 2**16
 _HASH_KEY = "sha256"
+_MAX_LENGTH_PENALTY = 10.0
 
 
 def require_file_name(name: str) -> None:
@@ -149,6 +151,27 @@ class Score:
     """sacreBLEU's, which says how it was computed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A text and its translation when the bundle was made, for a server to compare its own with."""
+
+    text: str
+    """In the source language."""
+    translation: str
+    score: float
+    """Of the translation: log-probability by length penalty, natural logarithm, summed over segments."""
+    tolerance: float
+    """Largest difference of the score at which another translation is as good: other CPUs round otherwise."""
+    beam_size: int
+    length_penalty: float
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise BundleError(f"canaries: beam_size must be at least 1, not {self.beam_size}")
+        if not (0.0 <= self.length_penalty <= _MAX_LENGTH_PENALTY and self.tolerance >= 0.0):
+            raise BundleError("canaries: length_penalty or tolerance is out of its range")
+
+
 Outcome = Literal["same", "other", "failed"]
 """What became of a text: torch's translation (or one that scores as well), another, or none."""
 
@@ -177,6 +200,8 @@ class Gate:
     """What became of whole texts, by what is odd about them: in capitals, empty, very long, ..."""
     scores: tuple[Score, ...] = ()
     """Quality of this precision's translations, where the export was given references."""
+    canaries: tuple[Canary, ...] = ()
+    """A few translations by this precision's graphs, which a server must find again before it serves them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,10 +76,15 @@ class ServerMetrics:
         )
 
     def watch(self, model: str, stats: Callable[[], EngineStats]) -> None:
-        """Read queue and slots of the engine of `model` whenever metrics are asked for."""
+        """Read queue and slots of the engine of `model`, and no longer of another, whenever asked for."""
         self._waiting.labels(model).set_function(lambda: stats().waiting)
         self._slots_in_use.labels(model).set_function(lambda: stats().slots_in_use)
         self._slots.labels(model).set_function(lambda: stats().slots)
+
+    def unwatch(self, model: str) -> None:
+        """Let go of the engine of `model`; what was counted stays."""
+        for gauge in (self._waiting, self._slots_in_use, self._slots):
+            gauge.remove(model)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"dragoman_{name}", help_text, labels, registry=self.registry)

@@ -2,6 +2,7 @@
 
 start -> bind the port -> load and warm every model -> answer calls, health SERVING -> SIGTERM or SIGINT ->
 NOT_SERVING, new translations refused -> those in progress end -> stop. A second signal exits at once.
+Meanwhile the repository loads, swaps and unloads what it is told to, or finds.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from dragoman_server.bundle import find_bundles
 from dragoman_server.config import ServerConfig
-from dragoman_server.loading import load, warm_up
+from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
+from dragoman_server.memory import limit_arenas
 from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
+from dragoman_server.repository import ModelRepository
+from dragoman_server.service.admin import AdminServer
 from dragoman_server.service.server import GrpcServer
 
 __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = ServerConfig()
+_LEAST_ARENAS = 2
 
 
 def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, json: bool = False) -> int:
@@ -44,31 +48,85 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
         The exit code: 0 where every accepted call was finished, else 1.
     """
     set_up_logging()
+    # More than can run at once do not help, and every one keeps its own share of what is freed.
+    limit_arenas(max(_LEAST_ARENAS, choose_threads()))
     return asyncio.run(_serve(config, json))
 
 
 async def _serve(config: ServerConfig, json: bool) -> int:
     stop = _stop_signal()
     metrics = ServerMetrics()
+    models = ModelTable()
+    repository = ModelRepository(config, metrics, models)
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
     server = GrpcServer(config.host, config.port, config, metrics.observe_call)
+    admin = _admin_server(config, metrics)
     loop = asyncio.get_running_loop()
     metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         write_ready_file = stack.enter_context(_ready_file(config.ready_file))
         metrics_address = _start_metrics(config, metrics, stack)
-        models = await _load_models(config, metrics, stack)
-        if stop.is_set():
-            return 0
-        await server.start(models)
-        _announce(server.address, metrics_address, models, json)
-        write_ready_file(server.address)
-        await stop.wait()
-        _log.info("stopping: no new calls, %d in progress", server.calls_in_progress)
-        drained = await server.stop(config.drain_seconds)
-        if not drained:
-            _log.warning("calls were cancelled that took longer than %g s", config.drain_seconds)
-        return 0 if drained else 1
+        stack.push_async_callback(repository.close)
+        if await _ended_before(stop, repository.load_all()):
+            await server.start(models)
+            async with _kept_up_to_date(config, repository, admin):
+                _announce(server.address, metrics_address, admin.address if admin else None, models, json)
+                write_ready_file(server.address)
+                await stop.wait()
+            code = await _stop(server, config)
+        else:
+            code = 0
+    if repository.loading:
+        # A thread inside the runtime cannot be stopped, and the interpreter's end would break it off there.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _admin_server(config: ServerConfig, metrics: ServerMetrics) -> AdminServer | None:
+    if config.admin_port is None:
+        return None
+    return AdminServer(config.admin_host, config.admin_port, metrics.observe_call)
+
+
+async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do `work` until its end, or until `stop`; which of them came first."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.cancel():
+        await asyncio.wait((working,))
+        return False
+    await working
+    return not stop.is_set()
+
+
+@contextlib.asynccontextmanager
+async def _kept_up_to_date(
+    config: ServerConfig, repository: ModelRepository, admin: AdminServer | None
+) -> AsyncIterator[None]:
+    """Watch the directory and take orders, where the flags say so, until the server stops."""
+    watch = asyncio.create_task(repository.watch(config.watch_seconds)) if config.watch_seconds else None
+    if admin is not None:
+        await admin.start(repository)
+    try:
+        yield
+    finally:
+        if admin is not None:
+            await admin.stop()
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait((watch,))
+
+
+async def _stop(server: GrpcServer, config: ServerConfig) -> int:
+    """Finish what was accepted; the exit code."""
+    _log.info("stopping: no new calls, %d in progress", server.calls_in_progress)
+    drained = await server.stop(config.drain_seconds)
+    if not drained:
+        _log.warning("calls were cancelled that took longer than %g s", config.drain_seconds)
+    return 0 if drained else 1
 
 
 def _stop_signal() -> asyncio.Event:
@@ -85,7 +143,9 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _start_metrics(config: ServerConfig, metrics: ServerMetrics, stack: contextlib.ExitStack) -> str | None:
+def _start_metrics(
+    config: ServerConfig, metrics: ServerMetrics, stack: contextlib.AsyncExitStack
+) -> str | None:
     if config.metrics_port is None:
         return None
     endpoint = MetricsEndpoint(metrics.registry, config.host, config.metrics_port)
@@ -93,27 +153,22 @@ def _start_metrics(config: ServerConfig, metrics: ServerMetrics, stack: contextl
     return f"{config.host}:{endpoint.port}"
 
 
-async def _load_models(
-    config: ServerConfig, metrics: ServerMetrics, stack: contextlib.ExitStack
-) -> ModelTable:
-    models = []
-    for path in find_bundles(config.models):
-        _log.info("loading %s", path)
-        loaded = await asyncio.to_thread(load, path, config, metrics)
-        stack.enter_context(loaded.engine)
-        await warm_up(loaded.served, config.max_beam_size)
-        models.append(loaded.served)
-    return ModelTable(models)
-
-
-def _announce(address: str, metrics_address: str | None, models: ModelTable, json: bool) -> None:
+def _announce(
+    address: str, metrics_address: str | None, admin_address: str | None, models: ModelTable, json: bool
+) -> None:
     if json:
         served = [{"name": model.description.name, "version": model.description.version} for model in models]
-        line = json_format.dumps({"address": address, "metrics_address": metrics_address, "models": served})
+        addresses = {
+            "address": address,
+            "metrics_address": metrics_address,
+            "admin_address": admin_address,
+        }
+        line = json_format.dumps({**addresses, "models": served})
     else:
         names = ", ".join(f"{model.description.name} {model.description.version}" for model in models)
         line = f"dragoman: listening on {address}, serving {names}"
         line += f", metrics on {metrics_address}" if metrics_address else ""
+        line += f", administration on {admin_address}" if admin_address else ""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -16,7 +16,8 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stubs as the generator at hand makes them."""
     out = tmp_path_factory.mktemp("stubs")
     arguments = ["protoc", f"-I{ROOT / 'protos'}", *(f"--{kind}_out={out}" for kind in ("python", "pyi"))]
-    arguments += [f"--grpc_python_out={out}", str(ROOT / "protos/dragoman/v1/translation.proto")]
+    arguments += [f"--grpc_python_out={out}"]
+    arguments += map(str, (ROOT / "protos/dragoman/v1").glob("*.proto"))
     assert grpc_tools.protoc.main(arguments) == 0
     return out / "dragoman/v1"
 
@@ -34,8 +35,9 @@ def names(file: Path) -> list[str]:
 
 
 # Generators differ in how they write the same definition; what they define must be the same.
-def test_stubs_are_made_of_the_definition(generated: Path) -> None:
-    name = "translation_pb2.py"
+@pytest.mark.parametrize("service", ["translation", "admin"])
+def test_stubs_are_made_of_the_definition(service: str, generated: Path) -> None:
+    name = f"{service}_pb2.py"
     assert longest_literal(STUBS / name) == longest_literal(generated / name), "run scripts/generate_stubs.sh"
-    for name in ("translation_pb2.pyi", "translation_pb2_grpc.py"):
+    for name in (f"{service}_pb2.pyi", f"{service}_pb2_grpc.py"):
         assert names(STUBS / name) == names(generated / name), "run scripts/generate_stubs.sh"

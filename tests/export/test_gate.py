@@ -56,11 +56,15 @@ def test_the_exported_graphs_pass(gate_of: Callable[..., Gate]) -> None:
     assert found.max_log_prob_difference < TOLERANCE / 10
     assert set(found.behaviour.values()) == {"same"}
     assert found.steps >= len(SOURCES)
+    assert len({canary.text for canary in found.canaries}) == 3
+    assert {canary.beam_size for canary in found.canaries} == {4}
+    assert all(canary.score < 0.0 and canary.tolerance > TOLERANCE for canary in found.canaries)
 
 
 def test_a_difference_beyond_the_tolerance_fails(gate_of: Callable[..., Gate]) -> None:
     found = gate_of(lambda log_prob, ids: (log_prob - 2 * np.float32(TOLERANCE), ids))
     assert not found.passed
+    assert found.canaries == ()
     assert found.greedy_agreement == 1.0
     assert found.max_log_prob_difference == pytest.approx(2 * TOLERANCE, rel=0.1)
 

@@ -20,6 +20,7 @@ from dragoman_server.errors import BundleError
 from dragoman_server.languages import LanguageTokens
 from dragoman_server.manifest import (
     SCHEMA,
+    Canary,
     Dimensions,
     FileRecord,
     Gate,
@@ -54,7 +55,14 @@ MANIFEST = Manifest(
     limits=Limits(max_source_tokens=64, max_target_tokens=32),
     tokenizers=Tokenizers("tokenizer.spm", "tokenizer.spm"),
     precisions={"fp32": Graphs("encoder.onnx", "decode_step.onnx", (CACHE,))},
-    gates={"fp32": Gate(True, 2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0, {"empty": "same"})},
+    gates={
+        "fp32": Gate(
+            True,
+            *(2, 20, 1e-6, 1e-8, 1e-4, 1.0, 1.0, 1.0),
+            {"empty": "same"},
+            canaries=(Canary("a", "b", -1.5, 1e-3, 4, 0.6),),
+        )
+    },
     scores=(Score("BLEU", 30.5, "a test set", "a signature"),),
     provenance="made up",
     licence="CC0-1.0",
@@ -125,6 +133,9 @@ def test_any_text_and_number_survives(name: str, value: float) -> None:
         (lambda m: m["dimensions"].update(d_model=0), "d_model must be at least 1"),
         (lambda m: m["dimensions"].update(d_model=16.0), "dimensions.d_model must be of type int"),
         (lambda m: m["dimensions"].update(d_model=True), "dimensions.d_model must be of type int"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].update(beam_size=0), "beam_size must be at least 1"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].update(length_penalty=-1.0), "out of its range"),
+        (lambda m: m["gates"]["fp32"]["canaries"][0].pop("text"), r"canaries\[0\].text is missing"),
         (lambda m: m["limits"].update(max_source_tokens=10**6), "limits must be at most"),
         (lambda m: m.update(architecture="mystery"), "architecture must be one of transformer"),
         (lambda m: m.update(name="../toy"), "'../toy' is no file name"),
@@ -338,15 +349,20 @@ def test_a_linked_directory_is_refused(bundle: Path, tmp_path: Path) -> None:
         Bundle.open(tmp_path / "link")
 
 
-def test_the_newest_version_of_each_model_is_found(tmp_path: Path) -> None:
+def test_the_versions_of_each_model_are_found_newest_first(tmp_path: Path) -> None:
     for path in ("a/2", "a/10", "a/9", "b/1", "a/latest", "a/.11-staging", ".hidden/1", "c/notes"):
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "a" / "12").touch()
-    assert find_bundles(tmp_path) == [tmp_path / "a" / "10", tmp_path / "b" / "1"]
+    found = find_bundles(tmp_path)
+    assert found == {
+        "a": {version: tmp_path / "a" / version for version in ("2", "9", "10")},
+        "b": {"1": tmp_path / "b" / "1"},
+    }
+    assert list(found["a"]) == ["10", "9", "2"]
 
 
 def test_a_bundle_is_found_where_it_is(bundle: Path) -> None:
-    assert find_bundles(bundle) == [bundle]
+    assert find_bundles(bundle) == {"toy": {"3": bundle}}
 
 
 @pytest.mark.parametrize(("root", "message"), [("empty", "no bundle below"), ("missing", "is no directory")])

@@ -14,6 +14,9 @@ from dragoman_server.config import CallLimits, ServerConfig
         ({"port": -1}, "--port"),
         ({"port": 65536}, "--port"),
         ({"metrics_port": 70000}, "--metrics-port"),
+        ({"admin_port": -1}, "--admin-port"),
+        ({"watch_seconds": -1.0}, "--watch-seconds"),
+        ({"watch_seconds": float("nan")}, "--watch-seconds"),
         ({"max_texts": 0}, "--max-texts"),
         ({"max_text_bytes": 0}, "--max-text-bytes"),
         ({"max_beam_size": 0}, "--max-beam-size"),
@@ -36,6 +39,8 @@ def test_defaults_are_safe_and_frozen() -> None:
     config = ServerConfig()
     assert config.host == "127.0.0.1"
     assert config.metrics_port is None
+    assert config.admin_port is None
+    assert config.admin_host == "127.0.0.1"
     assert isinstance(config, CallLimits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.port = 1  # type: ignore[misc]

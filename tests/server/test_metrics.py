@@ -64,6 +64,12 @@ def test_an_engine_is_watched() -> None:
         ("slots", "toy"): 64,
     }
     assert {key: samples[key] for key in expected} == expected
+    metrics.watch("toy", lambda: EngineStats(0, 0, 0, slots=9, totals=Totals()))
+    assert scraped(metrics)["slots", "toy"] == 9
+    metrics.unwatch("toy")
+    samples = scraped(metrics)
+    assert not {("queue_depth", "toy"), ("slots_in_use", "toy"), ("slots", "toy")} & set(samples)
+    assert samples["step_rows_total", "toy"] == 12
 
 
 def test_calls_are_counted_by_method_and_status() -> None:

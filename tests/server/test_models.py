@@ -58,6 +58,22 @@ def test_what_is_not_there_is_not_found(table: ModelTable) -> None:
     assert len(str(caught.value)) < 200
 
 
+def test_a_call_keeps_the_version_that_it_has_found(table: ModelTable, engine: Any, model: Any) -> None:
+    old, new = table.named("en-de"), model(engine, "en-de", ("en",), ("de",), version="4")
+    with table.lease("", "en", "de") as (held, language):
+        table.put(new)
+        assert (held, language) == (old, "en")
+        assert (old.calls.active, new.calls.active) == (1, 0)
+        with table.lease("en-de", "", "") as (held, _):
+            assert held is new
+    assert (old.calls.active, new.calls.active) == (0, 0)
+    assert [model.description.name for model in table] == ["en-de", "de-en", "slavic"]
+    assert table.remove("en-de") is new
+    for attempt in (table.remove, table.named):
+        with pytest.raises(ModelNotFoundError, match="no model 'en-de'; there are de-en, slavic"):
+            attempt("en-de")
+
+
 def test_names_are_distinct(engine: Any, model: Any) -> None:
     with pytest.raises(ValueError, match="same name"):
         ModelTable([model(engine), model(engine)])

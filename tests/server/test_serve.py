@@ -8,32 +8,34 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import dragoman
 
-# Serves a model that repeats its source, DELAY seconds per token, in place of a bundle's.
+# Serves a model that repeats its source, DELAY seconds per token, in place of a bundle's. Version 9 loads for
+# ten minutes.
 SCRIPT = """
-import os, sys
+import os, sys, time
 from conftest import EchoRunner, served
 from dragoman.cli import main
-from dragoman_server import serve
+from dragoman_server import repository
 from dragoman_server.engine import Engine
 from dragoman_server.errors import BundleError
 from dragoman_server.loading import LoadedModel
 
 def load(path, config, metrics):
-    if path.name == "broken":
+    if path.parent.name == "broken":
         raise BundleError(f"{path}: no good")
+    if path.name == "9":
+        time.sleep(600)
     runner = EchoRunner(seconds_per_step=float(os.environ["DELAY"]))
     engine = Engine([runner], max_queue=100, bos_id=2, eos_id=3, observer=metrics.engine("echo"))
-    metrics.watch("echo", engine.stats)
-    return LoadedModel(served(engine, "echo"), engine)
+    return LoadedModel(served(engine, "echo", version=path.name), engine)
 
-serve.load = load
-serve.find_bundles = lambda root: [root]
+repository.load = load
 sys.exit(main(["serve", *sys.argv[1:]]))
 """
 TESTS = Path(__file__).parents[1]
@@ -42,10 +44,18 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def models(tmp_path: Path) -> Path:
+    (tmp_path / "models" / "echo" / "3").mkdir(parents=True)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def start(models: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, port: str = "0", delay: float = 0.0) -> subprocess.Popen[str]:
+        if "--models" not in arguments:
+            arguments = ("--models", str(models), *arguments)
         environment = {
             **os.environ,
             "DELAY": str(delay),
@@ -140,11 +150,72 @@ def test_an_overdue_drain_is_reported(start: Start) -> None:
     assert "calls were cancelled" in log
 
 
-def test_what_cannot_start_says_so_in_one_line(start: Start) -> None:
+def admin_address(process: subprocess.Popen[str]) -> str:
+    return ready_line(process).strip().rpartition(" ")[2]
+
+
+def until_logged(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr is not None
+    while words not in process.stderr.readline():
+        assert process.poll() is None
+
+
+def assert_stops(process: subprocess.Popen[str]) -> None:
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert time.monotonic() - started < 5
+
+
+def test_a_load_does_not_hold_up_the_end(start: Start, models: Path) -> None:
+    process = start("--admin-port", "0")
+    address = admin_address(process)
+    (models / "echo" / "9").mkdir()
+    with dragoman.AdminClient(address) as admin, ThreadPoolExecutor(1) as pool:
+        rollout = pool.submit(admin.roll_out, "echo", "9")
+        until_logged(process, "echo/9")
+        assert_stops(process)
+        with pytest.raises((dragoman.Unavailable, dragoman.Cancelled)):
+            rollout.result(10)
+
+
+def test_a_load_at_start_up_does_not_hold_up_the_end(start: Start, models: Path) -> None:
+    (models / "echo" / "9").mkdir()
+    process = start()
+    until_logged(process, "echo/9")
+    assert_stops(process)
+
+
+def test_an_unload_does_not_hold_up_the_end(start: Start) -> None:
+    process = start("--admin-port", "0", delay=0.02)
+    words = ready_line(process).split()
+    address, admin_address = words[3].rstrip(","), words[-1]
+    with (
+        dragoman.Client(address) as client,
+        dragoman.AdminClient(admin_address) as admin,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        stream = client.stream("x" * 60, beam_size=1)
+        assert next(stream) == "x"
+        unload = pool.submit(admin.unload, "echo")
+        until_logged(process, "unloaded")
+        process.send_signal(signal.SIGTERM)
+        assert stream.result().text == "x" * 60
+        with pytest.raises((dragoman.Unavailable, dragoman.Cancelled)):
+            unload.result(10)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_what_cannot_start_says_so_in_one_line(start: Start, tmp_path: Path) -> None:
+    broken = tmp_path / "bad"
+    (broken / "broken" / "3").mkdir(parents=True)
     holder = start()
     port = ready_line(holder).split()[3].rstrip(",").rpartition(":")[2]
     for process, words in (
-        (start("--models", "broken"), "broken: no good"),
+        (start("--models", str(broken)), "broken/3: no good"),
+        (start("--admin-port", port), f"cannot listen on 127.0.0.1:{port}"),
         (start(port=port), f"cannot listen on 127.0.0.1:{port}"),
         (start("--max-rows", "0"), "--max-rows must be at least 1"),
         (start("--device", "tpu"), "--device"),

@@ -1,1 +1,1 @@
-"""Generated from `protos/dragoman/v1/translation.proto`."""
+"""Generated from `protos/dragoman/v1/`."""

@@ -68,6 +68,11 @@ class Engine:
         """What a request may ask for: every runner can hold it."""
         return self._limits
 
+    @property
+    def workers(self) -> int:
+        """Threads that decode, each on a runner of its own."""
+        return len(self._workers)
+
     def submit(self, request: Request) -> None:
         """Accept a request; its `notify` then gets exactly one `Finished` or `Failed`.
 

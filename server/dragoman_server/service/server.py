@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -13,6 +11,7 @@ from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
 from dragoman_server.models import ModelTable
 from dragoman_server.service.guard import Guard, ObserveCall
+from dragoman_server.service.listening import OPTIONS, bind
 from dragoman_server.service.translation import TranslationService
 
 __all__ = ["SERVICE_NAME", "GrpcServer"]
@@ -20,14 +19,6 @@ __all__ = ["SERVICE_NAME", "GrpcServer"]
 SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"].full_name
 """What health checks may ask for, besides the empty name."""
 
-_OPTIONS = (
-    # Two servers on one port would share its connections in silence.
-    ("grpc.so_reuseport", 0),
-    # Notice a client that is gone without a word: pings every 30 s, each answered within 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-)
 _MESSAGE_OVERHEAD = 65536
 
 
@@ -50,13 +41,9 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
+        options = (*OPTIONS, ("grpc.max_receive_message_length", max_bytes))
         self._server = grpc.aio.server(interceptors=(Guard(observe),), options=options)
-        _require_free(host, port)
-        # An IPv6 address has colons of its own.
-        host = f"[{host}]" if ":" in host else host
-        port = self._server.add_insecure_port(f"{host}:{port}")
-        self.address = f"{host}:{port}"
+        self.address = bind(self._server, host, port)
         """HOST:PORT as it is, the port chosen."""
 
     @property
@@ -87,18 +74,3 @@ class GrpcServer:
         # What is left now are health watches, which never end, and calls that were given their time.
         await self._server.stop(grace=None)
         return drained
-
-
-def _require_free(host: str, port: int) -> None:
-    """Bind once to learn the reason where it fails: gRPC says only that it does, and logs lines of its own.
-
-    Raises:
-        OSError: the address cannot be listened on.
-    """
-    try:
-        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error

@@ -12,14 +12,17 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
 from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
-from dragoman_server.models import ModelTable
+from dragoman_server.languages import Direction
+from dragoman_server.models import ModelTable, ServedModel
 from dragoman_server.service.convert import (
+    TranslationCall,
     model_response,
     model_summary,
     stream_call,
     translate_call,
     translation_message,
 )
+from dragoman_server.translations import TextTranslation
 
 __all__ = ["TranslationService"]
 
@@ -48,15 +51,15 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         """Translate texts; one reply."""
         with self._calls.call():
             call = translate_call(request, self._limits)
-            model, direction = self._models.route(call.model, call.source_language, call.target_language)
-            translations = await model.translator.translate(
-                call.texts, direction, call.options, _deadline(context)
-            )
-            return pb.TranslateResponse(
-                model=model.description.name,
-                version=model.description.version,
-                translations=[translation_message(translation) for translation in translations],
-            )
+            with self._lease(call) as (model, direction):
+                translations = await model.translator.translate(
+                    call.texts, direction, call.options, _deadline(context)
+                )
+                return pb.TranslateResponse(
+                    model=model.description.name,
+                    version=model.description.version,
+                    translations=[translation_message(translation) for translation in translations],
+                )
 
     async def TranslateStream(  # noqa: N802
         self, request: pb.TranslateStreamRequest, context: _Context
@@ -64,20 +67,24 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         """Translate one text; send it as it grows."""
         with self._calls.call():
             call = stream_call(request, self._limits)
-            model, direction = self._models.route(call.model, call.source_language, call.target_language)
-            await context.write(
-                pb.TranslateStreamResponse(model=model.description.name, version=model.description.version)
-            )
-            [text] = call.texts
-            updates = model.translator.stream(text, direction, call.options, _deadline(context))
-            # Closing frees the segments when the caller goes away between two writes.
-            async with contextlib.aclosing(updates):
-                async for update in updates:
-                    if isinstance(update, str):
-                        message = pb.TranslateStreamResponse(text_delta=update)
-                    else:
-                        message = pb.TranslateStreamResponse(final=translation_message(update))
-                    await context.write(message)
+            with self._lease(call) as (model, direction):
+                await context.write(
+                    pb.TranslateStreamResponse(
+                        model=model.description.name, version=model.description.version
+                    )
+                )
+                [text] = call.texts
+                updates = model.translator.stream(text, direction, call.options, _deadline(context))
+                # Closing frees the segments when the caller goes away between two writes.
+                async with contextlib.aclosing(updates):
+                    async for update in updates:
+                        await context.write(_stream_message(update))
+
+    def _lease(
+        self, call: TranslationCall
+    ) -> contextlib.AbstractContextManager[tuple[ServedModel, Direction]]:
+        """One version of the model that a call means, from here to its reply."""
+        return self._models.lease(call.model, call.source_language, call.target_language)
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: _Context
@@ -90,6 +97,12 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
     ) -> pb.GetModelResponse:
         """Describe one model."""
         return model_response(self._models.named(request.name).description, self._limits)
+
+
+def _stream_message(update: str | TextTranslation) -> pb.TranslateStreamResponse:
+    if isinstance(update, str):
+        return pb.TranslateStreamResponse(text_delta=update)
+    return pb.TranslateStreamResponse(final=translation_message(update))
 
 
 def _deadline(context: _Context) -> float | None:
