@@ -37,6 +37,7 @@ __all__ = [
     "SpecialIds",
     "Tokenizers",
     "require_file_name",
+    "sealed",
 ]
 
 SCHEMA = 6
@@ -315,11 +316,11 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The text of `bundle.json`, the same for equal manifests."""
-        return _sealed(dataclasses.asdict(self))
+        return sealed(dataclasses.asdict(self))
 
 
-def _sealed(document: Mapping[str, Any]) -> bytes:
-    """The text of a manifest, with its hash."""
+def sealed(document: Mapping[str, Any]) -> bytes:
+    """The text of a manifest, given without its hash."""
     return _text({**document, _HASH_KEY: hashlib.sha256(_text(document)).hexdigest()})
 
 

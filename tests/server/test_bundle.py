@@ -29,7 +29,7 @@ from dragoman_server.manifest import (
     Manifest,
     Score,
     Tokenizers,
-    _sealed,
+    sealed,
 )
 from dragoman_server.special_ids import SpecialIds
 from dragoman_server.state_tensor import StateTensor
@@ -95,7 +95,7 @@ def changed(change: Change) -> bytes:
 def sealed(document: dict[str, Any]) -> bytes:
     """The text of a manifest, with the hash it should have: what is refused is not refused for that."""
     document.pop("sha256", None)
-    return _sealed(document)
+    return sealed(document)
 
 
 def test_what_is_written_is_read(bundle: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dragoman_server.errors import InvalidRequestError, ModelNotFoundError
+from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable
 
 
@@ -60,9 +61,9 @@ def test_what_is_not_there_is_not_found(table: ModelTable) -> None:
 
 def test_a_call_keeps_the_version_that_it_has_found(table: ModelTable, engine: Any, model: Any) -> None:
     old, new = table.named("en-de"), model(engine, "en-de", ("en",), ("de",), version="4")
-    with table.lease("", "en", "de") as (held, language):
+    with table.lease("", "en", "de") as (held, direction):
         table.put(new)
-        assert (held, language) == (old, "en")
+        assert (held, direction) == (old, Direction("en", "de"))
         assert (old.calls.active, new.calls.active) == (1, 0)
         with table.lease("en-de", "", "") as (held, _):
             assert held is new

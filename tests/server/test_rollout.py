@@ -28,6 +28,7 @@ from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
 from dragoman_server.config import ServerConfig
+from dragoman_server.manifest import sealed
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
@@ -201,8 +202,9 @@ def test_rollouts_fail_no_call_and_every_reply_is_one_versions(
 
 def edit(manifest: Path, change: Callable[[Any], object]) -> None:
     document = json.loads(manifest.read_bytes())
+    del document["sha256"]
     change(document)
-    manifest.write_text(json.dumps(document), encoding="utf-8")
+    manifest.write_bytes(sealed(document))
 
 
 def flip(bundle: Path) -> None:
