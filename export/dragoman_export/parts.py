@@ -99,7 +99,9 @@ class _Reader:
                 parameters = {name: self._arrays[given] for name, given in names}
                 return Part(_module(node.input[2]), node.input[0], node.output[0], parameters)
             case "Gemm":
-                return self._linear(node, node.input[2], node.output[0])
+                # The exporter drops a bias of zeros, which the output layer alone may have.
+                bias = node.input[2] if len(node.input) > 2 else ""
+                return self._linear(node, bias, node.output[0])
             case "Add":
                 return self._sum(node)
         return None
@@ -122,8 +124,8 @@ class _Reader:
         matrix = self._arrays[weight] if transposed else self._arrays[weight].T
         maker = self._makers.get(x)
         rectified = maker.input[0] if maker is not None and maker.op_type == "Relu" else ""
-        parameters = {"weight": matrix, "bias": self._arrays[bias]}
-        return Part(_module(bias), x, output, parameters, weight, rectified)
+        parameters = {"weight": matrix, **({"bias": self._arrays[bias]} if bias else {})}
+        return Part(_module(bias or "output_bias"), x, output, parameters, weight, rectified)
 
 
 def _module(parameter: str) -> str:

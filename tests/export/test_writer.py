@@ -88,7 +88,7 @@ def test_graphs_of_other_weights_fail_the_gate_and_leave_nothing(
     checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_checkpoint()
-    weights = writer.load_checkpoint(folder)
+    weights = load_checkpoint(folder)
     with torch.no_grad():
         weights.model.decoder.embedding.tokens.weight[7, 0] += 1e-2
     weights.save(folder)

@@ -92,7 +92,7 @@ def changed(change: Change) -> bytes:
     return sealed(document)
 
 
-def sealed(document: dict[str, Any]) -> bytes:
+def resealed(document: dict[str, Any]) -> bytes:
     """The text of a manifest, with the hash it should have: what is refused is not refused for that."""
     document.pop("sha256", None)
     return sealed(document)
@@ -237,7 +237,7 @@ def test_a_manifest_with_any_value_replaced_is_equal_or_refused(data: st.DataObj
         node = node[key]
     parent, key = path[data.draw(st.integers(0, len(path) - 1))]
     parent[key] = data.draw(st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]))
-    text = sealed(document)
+    text = resealed(document)
     try:
         parsed = Manifest.from_json(text)
     except BundleError:
