@@ -30,7 +30,7 @@ def evaluate(
     reference: Path,
     checkpoint: Path | None = None,
     bundle: Path | None = None,
-    precision: str = "fp32",
+    precision: str = "auto",
     endpoint: str | None = None,
     options: Annotated[DecodingOptions, Parameter(name="*")] = DecodingOptions(),  # noqa: B008  # frozen
     moses: str | None = None,
@@ -45,7 +45,7 @@ def evaluate(
         reference: Their translations, one a line.
         checkpoint: Translate with this checkpoint, in torch.
         bundle: Translate with this bundle, in this process.
-        precision: Which of the bundle's.
+        precision: Which of the bundle's; auto as for `dragoman serve`.
         endpoint: Translate with the server at HOST:PORT.
         options: How to search.
         moses: A language such as de: lower-case, punctuation-normalise and Moses-tokenise the output, and

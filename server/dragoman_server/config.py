@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from dragoman_server.starter import default_models
 
 __all__ = ["CallLimits", "ServerConfig"]
 
@@ -39,8 +41,9 @@ class ServerConfig(CallLimits):
         ValueError: a value is out of its range; the message names the flag.
     """
 
-    models: Path = Path("models")
-    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served."""
+    models: Path = field(default_factory=default_models)
+    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served. By
+    default ./models, and where that is missing the starter that comes with Dragoman."""
     watch_seconds: float = 0.0
     """How often to look for new versions in that directory; 0 for never."""
     host: str = "127.0.0.1"
@@ -49,8 +52,8 @@ class ServerConfig(CallLimits):
     """Port to listen on; 0 for any free one."""
     device: Literal["cpu"] = "cpu"
     """Where the networks run."""
-    precision: str = "fp32"
-    """Which of a bundle's precisions to load."""
+    precision: str = "auto"
+    """Which of a bundle's precisions to load; auto: fp32, or int8 where a bundle has no fp32."""
     workers: int = 0
     """Decode threads per model, each with a batch of its own; 0 for as many as are fastest, by trying."""
     threads: int = 0

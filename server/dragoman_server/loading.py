@@ -16,7 +16,7 @@ from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.errors import BundleError, DragomanServerError
-from dragoman_server.manifest import Canary
+from dragoman_server.manifest import Canary, Manifest
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelDescription, ServedModel
 from dragoman_server.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ __all__ = ["LoadedModel", "check_canaries", "load", "warm_up"]
 
 _log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
+_AUTO, _SUITABLE = "auto", ("fp32", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
     manifest = bundle.manifest
     source = _tokenizer(bundle, manifest.tokenizers.source, manifest.dimensions.source_vocabulary_size)
     target = _tokenizer(bundle, manifest.tokenizers.target, manifest.dimensions.target_vocabulary_size)
-    split, runners = _runners(bundle, config)
+    precision = _precision(manifest, config)
+    split, runners = _runners(bundle, precision, config)
     engine = Engine(
         runners,
         max_queue=config.max_queue,
@@ -68,8 +70,9 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         max_segments=config.max_queue,
         languages=manifest.language_tokens,
     )
-    canaries = manifest.gates[config.precision].canaries
-    return LoadedModel(ServedModel(_description(bundle, config), translator), engine, split, canaries)
+    canaries = manifest.gates[precision].canaries
+    served = ServedModel(_description(bundle, precision, config), translator)
+    return LoadedModel(served, engine, split, canaries)
 
 
 async def warm_up(model: LoadedModel, config: ServerConfig) -> None:
@@ -117,11 +120,18 @@ async def _translate(
         raise BundleError(f"model {description.name} does not translate: {error}") from error
 
 
-def _runners(bundle: Bundle, config: ServerConfig) -> tuple[Split, list[OnnxRunner]]:
+def _precision(manifest: Manifest, config: ServerConfig) -> str:
+    """The one asked for, or the first of those that suit a CPU which the bundle has."""
+    if config.precision != _AUTO:
+        return config.precision
+    return next((one for one in _SUITABLE if one in manifest.precisions), _SUITABLE[0])
+
+
+def _runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Split, list[OnnxRunner]]:
     """One for each worker, and the division of the cores: the fastest, or the one asked for."""
 
     def divided(split: Split) -> list[OnnxRunner]:
-        sessions = load_model(bundle, config.precision, split.threads)
+        sessions = load_model(bundle, precision, split.threads)
         runners = [
             OnnxRunner(sessions, config.max_rows, config.cache_memory_mib * 2**20)
             for _ in range(split.workers)
@@ -163,7 +173,7 @@ def _tokenizer(bundle: Bundle, file: str, vocabulary_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _description(bundle: Bundle, config: ServerConfig) -> ModelDescription:
+def _description(bundle: Bundle, precision: str, config: ServerConfig) -> ModelDescription:
     manifest = bundle.manifest
     return ModelDescription(
         name=manifest.name,
@@ -172,7 +182,7 @@ def _description(bundle: Bundle, config: ServerConfig) -> ModelDescription:
         target_languages=manifest.target_languages,
         architecture=manifest.architecture,
         dimensions=dataclasses.asdict(manifest.dimensions),
-        precision=config.precision,
+        precision=precision,
         device=config.device,
         max_source_tokens=manifest.limits.max_source_tokens,
         max_output_tokens=manifest.limits.max_target_tokens,
