@@ -12,16 +12,13 @@ import math
 from collections.abc import Mapping
 
 from dragoman_export.pipeline import text_pipeline
-from dragoman_model.checkpoint import Checkpoint
-from dragoman_model.reference import beam_search
+from dragoman_export.torch_reference import TorchReference
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.messages import (
     DecodingOptions,
     Finished,
-    Hypothesis,
     Request,
     Timing,
-    output_limit,
 )
 from dragoman_server.engine.runner import Runner
 from dragoman_server.errors import DragomanServerError
@@ -52,7 +49,7 @@ def behaviour_cases(sentence: str) -> dict[str, str]:
 
 
 def behaviour(
-    checkpoint: Checkpoint,
+    reference: TorchReference,
     runner: Runner,
     sentence: str,
     options: DecodingOptions,
@@ -61,25 +58,25 @@ def behaviour(
     """What becomes of every one of the `behaviour_cases`.
 
     Args:
-        checkpoint: The reference.
+        reference: Torch, and the checkpoint.
         runner: Of what is to be proved; with slots for a beam at least.
         sentence: In the source language.
         options: Of the search.
         tie: Largest difference of a text's scores, for each of its segments, at which two translations are
             as good as each other.
     """
-    return asyncio.run(_behaviour(checkpoint, runner, behaviour_cases(sentence), options, tie))
+    return asyncio.run(_behaviour(reference, runner, behaviour_cases(sentence), options, tie))
 
 
 async def _behaviour(
-    checkpoint: Checkpoint,
+    reference: TorchReference,
     runner: Runner,
     cases: Mapping[str, str],
     options: DecodingOptions,
     tie: float,
 ) -> dict[str, Outcome]:
-    found: dict[str, Outcome] = {}
-    expecting = text_pipeline(checkpoint, _Torch(checkpoint), _MAX_SEGMENTS)
+    checkpoint, found = reference.checkpoint, dict[str, Outcome]()
+    expecting = text_pipeline(checkpoint, _Torch(reference), _MAX_SEGMENTS)
     special = checkpoint.special
     with Engine([runner], max_queue=_MAX_SEGMENTS, bos_id=special.bos, eos_id=special.eos) as engine:
         tried = text_pipeline(checkpoint, engine, _MAX_SEGMENTS)
@@ -100,29 +97,15 @@ def _same(expected: TextHypothesis, found: TextHypothesis, tie: float) -> bool:
 
 
 class _Torch:
-    """The reference search as an engine; it remembers what it has translated."""
+    """The reference search as an engine."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._model, self._special = checkpoint.model, checkpoint.special
-        self._known: dict[tuple[int, ...], tuple[Hypothesis, ...]] = {}
+    def __init__(self, reference: TorchReference) -> None:
+        self._reference = reference
 
     def submit(self, request: Request) -> None:
         """Translate at once."""
-        if request.source not in self._known:
-            self._known[request.source] = self._search(request)
-        request.notify(Finished(self._known[request.source], Timing(0.0, 0.0, 0.0)))
+        found = self._reference.search(request.source, request.options)
+        request.notify(Finished(found, Timing(0.0, 0.0, 0.0)))
 
     def cancel(self, request: Request) -> None:
         """Every request has ended."""
-
-    def _search(self, request: Request) -> tuple[Hypothesis, ...]:
-        found = beam_search(
-            self._model,
-            request.source,
-            beam_size=request.options.beam_size,
-            max_output_tokens=min(output_limit(len(request.source)), self._model.config.max_positions),
-            alpha=request.options.length_penalty,
-            special=self._special,
-            first_token=request.first_token,
-        )
-        return tuple(found[: request.options.n_best])

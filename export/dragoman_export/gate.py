@@ -11,13 +11,12 @@ from dragoman_export.canaries import canaries
 from dragoman_export.engine_run import engine_translations
 from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.options import Precision
-from dragoman_model.checkpoint import Checkpoint
-from dragoman_model.reference import beam_search, forced_log_probs
-from dragoman_server.engine.messages import DecodingOptions, FinishReason, Hypothesis, output_limit
+from dragoman_export.torch_reference import TorchReference
+from dragoman_server.engine.messages import DecodingOptions, Hypothesis
 from dragoman_server.engine.runner import FloatArray, Runner
 from dragoman_server.manifest import Gate
 
-__all__ = ["BEAM", "FP16_TOLERANCE", "INT8_TOLERANCE", "TOLERANCE", "check", "greedy"]
+__all__ = ["BEAM", "FP16_TOLERANCE", "INT8_TOLERANCE", "TOLERANCE", "check"]
 
 TOLERANCE = 1e-4
 """Largest log-probability difference that float32 explains; also what makes two tokens, or scores, a tie."""
@@ -39,7 +38,7 @@ _SEARCHED = 16
 
 
 def check(
-    checkpoint: Checkpoint,
+    reference: TorchReference,
     runner_of: Callable[[int], Runner],
     sources: Sequence[Sequence[int]],
     sentence: str,
@@ -57,19 +56,18 @@ def check(
     is answered is asked of them as well.
 
     Args:
-        checkpoint: The reference.
+        reference: Torch, and the checkpoint.
         runner_of: Makes a runner of what is to be proved, with that many slots.
         sources: Source ids, end-of-sentence included.
         sentence: In the source language, for the odd texts.
         precision: What is proved.
     """
-    model, special = checkpoint.model, checkpoint.special
-    targets = [greedy(checkpoint, source) for source in sources]
+    checkpoint, special = reference.checkpoint, reference.checkpoint.special
+    targets = [reference.greedy(source) for source in sources]
     found = _teacher_forced(runner_of(len(sources)), sources, targets, special.bos)
     differences, losses, agreeing = [], [], 0
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        # The last output's successor is not compared: nothing follows an end-of-sentence.
-        expected = forced_log_probs(model, source, target[:-1], special).numpy()
+        expected = reference.log_probs(source)
         exported = found[row, : len(target)]
         losses.append(expected.max(axis=-1) - _of_best(expected, exported))
         differences.append(np.abs(expected - exported)[expected > MASKED_LOGIT / 2].max())
@@ -80,13 +78,14 @@ def check(
     runner = runner_of(BEAM.beam_size * len(searched))
     together, alone = (
         engine_translations(
-            runner, searched, special, BEAM, at_once=at_once, first_token=_first_token(checkpoint)
+            runner, searched, special, BEAM, at_once=at_once, first_token=reference.first_token
         )
         for at_once in (True, False)
     )
-    beam_agreement = _agreement([_beam(checkpoint, source) for source in searched], together, tie=TOLERANCE)
+    expected_beams = [reference.search(source, BEAM)[0] for source in searched]
+    beam_agreement = _agreement(expected_beams, together, tie=TOLERANCE)
     same_alone = _agreement(together, alone, tie=_COMPANY_TIES[precision])
-    odd = behaviour(checkpoint, runner, sentence, BEAM, tie=TOLERANCE)
+    odd = behaviour(reference, runner, sentence, BEAM, tie=TOLERANCE)
     same = difference <= TOLERANCE and agreeing == len(sources) and beam_agreement == 1.0
     same &= set(odd.values()) == {"same"}
     good = same if precision == "fp32" else loss <= _TOLERANCES[precision]
@@ -104,34 +103,6 @@ def check(
         behaviour=odd,
         canaries=canaries(checkpoint, runner, sources, BEAM, precision) if passed else (),
     )
-
-
-def greedy(checkpoint: Checkpoint, source: Sequence[int]) -> list[int]:
-    """Torch's greedy translation, with its end-of-sentence where there is one."""
-    best = _search(checkpoint, source, beam_size=1, alpha=0.0)
-    stopped = best.finish_reason is FinishReason.STOP
-    return [*best.tokens, checkpoint.special.eos] if stopped else list(best.tokens)
-
-
-def _beam(checkpoint: Checkpoint, source: Sequence[int]) -> Hypothesis:
-    """Torch's translation with a beam."""
-    return _search(checkpoint, source, beam_size=BEAM.beam_size, alpha=BEAM.length_penalty)
-
-
-def _search(checkpoint: Checkpoint, source: Sequence[int], beam_size: int, alpha: float) -> Hypothesis:
-    return beam_search(
-        checkpoint.model,
-        source,
-        beam_size=beam_size,
-        max_output_tokens=min(output_limit(len(source)), checkpoint.config.max_positions),
-        alpha=alpha,
-        special=checkpoint.special,
-        first_token=_first_token(checkpoint),
-    )[0]
-
-
-def _first_token(checkpoint: Checkpoint) -> int | None:
-    return checkpoint.languages.first(checkpoint.direction)
 
 
 def _agreement(

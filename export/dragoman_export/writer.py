@@ -25,7 +25,7 @@ from dragoman_export.description import (
 )
 from dragoman_export.diagnosis import MAX_ROUNDING, Forced, computing_fault, rounding_fault
 from dragoman_export.fp16 import fp16_state, halve
-from dragoman_export.gate import BEAM, check, greedy
+from dragoman_export.gate import BEAM, check
 from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.importers import read_model
 from dragoman_export.int8 import quantise
@@ -37,6 +37,7 @@ from dragoman_export.parts import weight_fault
 from dragoman_export.pipeline import require_tokenizers
 from dragoman_export.quality import ReferencedText, quality
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
+from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
@@ -82,9 +83,10 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     files = _tokenizers(loaded)
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
-    floats = _FloatGraphs.of(loaded)
+    reference = TorchReference(loaded)
+    floats = _FloatGraphs.of(reference)
     wrong_weight = weight_fault(loaded.model, *floats.both)
-    sample = _sample(loaded, sources)
+    sample = _sample(reference, sources)
     with _staging(out) as folder:
 
         def prove(precision: Precision, scales: _Scales) -> _Candidate:
@@ -101,7 +103,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
                 precision, lambda: wrong_weight or computing_fault(loaded.model, floats.both, sample)
             ):
                 graphs_loaded = load_ungated(bundle, precision, threads=1)
-                gate = _gate(loaded, graphs_loaded, precision, sources)
+                gate = _gate(reference, graphs_loaded, precision, sources)
             proved = _Candidate(graphs, contents, graphs_loaded, gate)
             return dataclasses.replace(
                 proved, fault=wrong_weight or _fault(floats, proved, precision, sample)
@@ -198,16 +200,22 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
 class _FloatGraphs:
     """What every precision is made of."""
 
-    checkpoint: Checkpoint
+    reference: TorchReference
     encoder: bytes
     decode_step: bytes
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _FloatGraphs:
+    def of(cls, reference: TorchReference) -> _FloatGraphs:
+        checkpoint = reference.checkpoint
         _LOGGER.info("exporting the encoder")
         encoder = encoder_onnx(checkpoint.model)
         _LOGGER.info("exporting the decode step")
-        return cls(checkpoint, encoder, decode_step_onnx(checkpoint.model, checkpoint.special.never))
+        return cls(reference, encoder, decode_step_onnx(checkpoint.model, checkpoint.special.never))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Whose graphs they are."""
+        return self.reference.checkpoint
 
     @property
     def both(self) -> tuple[bytes, bytes]:
@@ -263,27 +271,27 @@ def _graphs(
         _LOGGER.info("rounding to int8, with %s scales", scales)
         names = graph_files(precision, int8_state(state), scales)
         model, special = checkpoint.model, checkpoint.special
-        pairs = _translations(checkpoint, sources.scales)
+        pairs = _translations(floats.reference, sources.scales)
         inputs = input_peaks(model, pairs, special) if scales == "static" else {}
         encoder, decode_step = floats.quantised(inputs, state_peaks(model, pairs, special))
     return names, {names.encoder: encoder, names.decode_step: decode_step}
 
 
 def _translations(
-    checkpoint: Checkpoint, sources: Sequence[Sequence[int]]
+    reference: TorchReference, sources: Sequence[Sequence[int]]
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
     """The sources, and what torch makes of them."""
     # The last output is never fed: nothing follows an end-of-sentence.
-    return [(source, greedy(checkpoint, source)[:-1]) for source in sources]
+    return [(source, reference.greedy(source)[:-1]) for source in sources]
 
 
-def _gate(checkpoint: Checkpoint, loaded: LoadedModel, precision: Precision, sources: Sources) -> Gate:
+def _gate(reference: TorchReference, loaded: LoadedModel, precision: Precision, sources: Sources) -> Gate:
     _LOGGER.info("checking %s against torch on %d sentences", precision, len(sources.gate))
 
     def runner_of(rows: int) -> OnnxRunner:
         return OnnxRunner(loaded, rows)
 
-    return check(checkpoint, runner_of, sources.gate, sources.sentence, precision)
+    return check(reference, runner_of, sources.gate, sources.sentence, precision)
 
 
 def _referenced(options: ExportOptions) -> ReferencedText | None:
@@ -303,10 +311,10 @@ def _scored(
     return dataclasses.replace(proved.gate, scores=quality(checkpoint, runner, text, BEAM))
 
 
-def _sample(checkpoint: Checkpoint, sources: Sources) -> Forced:
+def _sample(reference: TorchReference, sources: Sources) -> Forced:
     """A sentence to look at the parts of the graphs with, and torch's translation."""
-    [(source, target)] = _translations(checkpoint, [max(sources.gate, key=len)])
-    return Forced(source, target, checkpoint.special.bos)
+    [(source, target)] = _translations(reference, [max(sources.gate, key=len)])
+    return Forced(source, target, reference.checkpoint.special.bos)
 
 
 @contextlib.contextmanager

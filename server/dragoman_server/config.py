@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from dragoman_server.starter import default_models
 
 __all__ = ["CallLimits", "ServerConfig"]
 
@@ -41,9 +39,8 @@ class ServerConfig(CallLimits):
         ValueError: a value is out of its range; the message names the flag.
     """
 
-    models: Path = field(default_factory=default_models)
-    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served. By
-    default ./models, and where that is missing the starter that comes with Dragoman."""
+    models: Path = Path("models")
+    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served."""
     watch_seconds: float = 0.0
     """How often to look for new versions in that directory; 0 for never."""
     host: str = "127.0.0.1"

@@ -202,8 +202,8 @@ class Translator:
         cut = any(hypothesis.finish_reason is FinishReason.LENGTH for hypothesis in chosen.values())
         return TextHypothesis(
             text=join([piece.segment for piece in pieces], texts),
-            log_prob=sum(hypothesis.log_prob for hypothesis in chosen.values()),
-            score=sum(hypothesis.score for hypothesis in chosen.values()),
+            log_prob=sum((hypothesis.log_prob for hypothesis in chosen.values()), 0.0),
+            score=sum((hypothesis.score for hypothesis in chosen.values()), 0.0),
             finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
             output_tokens=sum(len(hypothesis.tokens) for hypothesis in chosen.values()),
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dragoman_export.behaviour import behaviour, behaviour_cases
+from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import load_checkpoint
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.messages import DecodingOptions
@@ -37,7 +38,7 @@ def outcomes(plain: tuple[Path, Bundle]) -> Outcomes:
     def outcomes(kind: type[OnnxRunner]) -> dict[str, Outcome]:
         runner = kind(load_model(bundle), 16)
         options = DecodingOptions(beam_size=2)
-        return behaviour(load_checkpoint(checkpoint), runner, SENTENCE, options, tie=1e-4)
+        return behaviour(TorchReference(load_checkpoint(checkpoint)), runner, SENTENCE, options, tie=1e-4)
 
     return outcomes
 

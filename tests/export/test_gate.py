@@ -11,6 +11,7 @@ import pytest
 from dragoman_export import gate
 from dragoman_export.gate import TOLERANCE, check
 from dragoman_export.options import Precision
+from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import load_checkpoint
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
@@ -43,7 +44,7 @@ def gate_of(plain: tuple[Path, Bundle]) -> Callable[..., Gate]:
             runner.change = change
             return runner
 
-        return check(load_checkpoint(checkpoint), runner_of, SOURCES, SENTENCE, precision)
+        return check(TorchReference(load_checkpoint(checkpoint)), runner_of, SOURCES, SENTENCE, precision)
 
     return gate_of
 

@@ -113,3 +113,11 @@ def test_progress_that_does_not_last_is_an_error(stub: Any, server: Any, engine:
     with pytest.raises(grpc.RpcError) as caught:
         next(replies)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+def test_a_text_without_words_has_numbers_as_any_other(engine: Any, model: Any) -> None:
+    options = DecodingOptions()
+    [found] = asyncio.run(model(engine).translator.translate([" \n"], EN_DE, options, None))
+    best = found.hypotheses[0]
+    assert [type(number) for number in (best.log_prob, best.score)] == [float, float]
+    assert (best.text, best.score, engine.submitted) == (" \n", 0.0, [])
