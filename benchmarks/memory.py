@@ -71,10 +71,13 @@ def main() -> None:
     parser = peer_arguments(__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--longest", type=int, default=60, help="words of a request")
+    parser.add_argument("--cache-memory-mib", type=int, help="of the server, per worker; its default without")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": describe_machine(), "precision": options.precision}
     report |= {"beam_size": options.beam_size, "longest": options.longest}
-    with served(options.bundle, "--precision", options.precision) as server:
+    report["cache_memory_mib"] = options.cache_memory_mib
+    budget = ["--cache-memory-mib", str(options.cache_memory_mib)] if options.cache_memory_mib else []
+    with served(options.bundle, "--precision", options.precision, *budget) as server:
         report["dragoman"] = load(server, options)
     with ctranslate2_served(options.checkpoint, options.bundle, options.precision, window_ms=5.0) as server:
         report["ctranslate2"] = load(server, options)

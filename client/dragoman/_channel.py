@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import cast
+from types import TracebackType
+from typing import Self, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,7 +23,7 @@ from dragoman.errors import (
     Unavailable,
 )
 
-__all__ = ["channel_options", "typed_errors"]
+__all__ = ["Connection", "channel_options", "typed_errors"]
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
@@ -60,6 +61,32 @@ def channel_options(endpoint: str) -> list[tuple[str, str | int]]:
         ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.enable_http_proxy", int(not endpoint.startswith(_LOOPBACK))),
     ]
+
+
+class Connection:
+    """A synchronous client's channel; closes with the context it is used in.
+
+    Args:
+        endpoint: HOST:PORT, or any other target that gRPC resolves.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._channel = grpc.insecure_channel(endpoint, options=channel_options(endpoint))
+
+    def close(self) -> None:
+        """Close the connections; calls in progress are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 @contextlib.contextmanager

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
-import grpc
-
-from dragoman._channel import channel_options, typed_errors
+from dragoman._channel import Connection, typed_errors
 from dragoman._messages import parse_summary
 from dragoman.results import ModelSummary
 from dragoman.v1 import admin_pb2 as pb
@@ -19,7 +14,7 @@ DEFAULT_ADMIN_TIMEOUT = 600.0
 """Seconds: large models load slowly, and the calls of the version that goes are waited for."""
 
 
-class AdminClient:
+class AdminClient(Connection):
     """Loads, unloads and rolls out models; thread-safe. Use as a context manager, or call `close`.
 
     Every method raises the errors of `dragoman.errors`: `NotFound` for a model or version that the server's
@@ -33,8 +28,8 @@ class AdminClient:
     """
 
     def __init__(self, endpoint: str, *, timeout: float = DEFAULT_ADMIN_TIMEOUT) -> None:
+        super().__init__(endpoint)
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(endpoint, options=channel_options(endpoint))
         self._stub = AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def load(self, name: str) -> ModelSummary:
@@ -55,18 +50,3 @@ class AdminClient:
         with typed_errors():
             response = self._stub.Rollout(request, timeout=self._timeout)
         return parse_summary(response.model)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self, Unpack, overload
 
-import grpc
-
-from dragoman._channel import channel_options, typed_errors
+from dragoman._channel import Connection, typed_errors
 from dragoman._messages import (
     StreamReader,
     parse_model,
@@ -25,7 +23,7 @@ from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 __all__ = ["Client", "TranslationStream"]
 
 
-class Client:
+class Client(Connection):
     """Talks to a Dragoman server; thread-safe. Use as a context manager, or call `close`.
 
     Calls that the server could not take are tried again with growing pauses until their timeout. Every
@@ -37,8 +35,8 @@ class Client:
     """
 
     def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        super().__init__(endpoint)
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(endpoint, options=channel_options(endpoint))
         self._stub = TranslationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @overload
@@ -104,21 +102,6 @@ class Client:
         """
         with typed_errors():
             self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, wait_for_ready=True)
-
-    def close(self) -> None:
-        """Close the connections; calls in progress are cancelled."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

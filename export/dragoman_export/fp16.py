@@ -19,7 +19,6 @@ from dragoman_server.state_tensor import StateTensor
 
 __all__ = ["fp16_state", "halve"]
 
-_LARGEST = float(np.finfo(np.float16).max)
 _NORM = "LayerNormalization"
 
 
@@ -54,10 +53,11 @@ class _Halver:
 
     def rewrite(self) -> None:
         """Rewrite the nodes, then the weights and the types of inputs and outputs."""
+        scores = {node.input[0] for node in self._graph.node if node.op_type == "LogSoftmax"}
         for node in self._graph.node:
             if node.op_type == _NORM:
                 self._norm(node)
-            elif node.op_type == "Gemm" and self._is_beyond(node.input[2]):
+            elif node.op_type == "Gemm" and node.output[0] in scores:
                 self._scores(node)
             else:
                 self._nodes.append(node)
@@ -87,18 +87,16 @@ class _Halver:
 
     def _scores(self, node: onnx.NodeProto) -> None:
         """The product in float16, all that follows in float32: the mask, and the softmax after it."""
-        x, weight, bias = node.input
+        x, weight, *bias = node.input
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         product = f"{node.output[0]}.float16"
         self._nodes.append(helper.make_node("Gemm", [x, weight], [product], **attributes))
-        single = self._cast(product, f"{node.output[0]}.float32", TensorProto.FLOAT)
-        self._nodes.append(helper.make_node("Add", [single, bias], [node.output[0]]))
-        self._single.update((bias, node.output[0]))
+        single = f"{node.output[0]}.float32" if bias else node.output[0]
+        self._cast(product, single, TensorProto.FLOAT)
+        if bias:
+            self._nodes.append(helper.make_node("Add", [single, *bias], [node.output[0]]))
+        self._single.update((*bias, node.output[0]))
 
     def _cast(self, name: str, output: str, kind: int) -> str:
         self._nodes.append(helper.make_node("Cast", [name], [output], to=kind))
         return output
-
-    def _is_beyond(self, name: str) -> bool:
-        weight = self._weights.get(name)
-        return weight is not None and bool((np.abs(weight) > _LARGEST).any())

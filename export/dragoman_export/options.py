@@ -25,7 +25,7 @@ class ExportOptions:
 
     Raises:
         ValueError: a precision is unknown, or there is none; static scales or scores are asked for without
-            text.
+            text; languages are named for a checkpoint that says its own.
     """
 
     precision: Annotated[tuple[Precision, ...], Parameter(consume_multiple=True, negative="")] = ("fp32",)
@@ -64,6 +64,8 @@ class ExportOptions:
             if precision not in get_args(Precision):
                 known = ", ".join(get_args(Precision))
                 raise ValueError(f"precision must be one of {known}, not {precision}")
+        if self.source_format == "dragoman" and (self.source_language or self.target_language):
+            raise ValueError("a checkpoint says its languages itself: name them for --from marian or m2m100")
         if not self.precision:
             raise ValueError("precision must name at least one")
         if self.int8_scales == "static" and self.calibration is None:

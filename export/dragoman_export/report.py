@@ -1,10 +1,10 @@
-"""What the gate has found, as rows: a table in the terminal, and the same in the model card."""
+"""What the gate has found, as rows (for the terminal and the model card) or in a line."""
 
 from __future__ import annotations
 
 from dragoman_server.manifest import Gate, Manifest
 
-__all__ = ["report_rows"]
+__all__ = ["finding_of", "report_rows"]
 
 _OUTCOMES = {"same": "torch's translation", "other": "another translation", "failed": "FAILED"}
 
@@ -39,3 +39,25 @@ def _column(manifest: Manifest, precision: str, gate: Gate) -> dict[str, str]:
         "activation scales": graphs.activation_scales,
         "size of the graphs": f"{size / 2**20:.1f} MiB",
     }
+
+
+def finding_of(gate: Gate, fault: str) -> str:
+    """What is wrong with a precision, to follow its name.
+
+    Args:
+        gate: Of that precision.
+        fault: The part at fault, in words.
+    """
+    return (
+        f"does not say what the checkpoint says. At fault: {fault}. Log-probabilities differ by up to "
+        f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
+        f"(tolerance {gate.tolerance:g}), {gate.greedy_agreement:.1%} of the greedy and "
+        f"{gate.beam_agreement:.1%} of the beam translations agree, {gate.same_alone:.1%} are the same alone "
+        f"and in company{_odd(gate)}"
+    )
+
+
+def _odd(gate: Gate) -> str:
+    """The odd texts that it does not translate as torch does."""
+    found = [f"{case} ({outcome})" for case, outcome in gate.behaviour.items() if outcome != "same"]
+    return f"; texts translated otherwise: {', '.join(found)}" if found else ""

@@ -9,34 +9,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-import onnx
-from torch import Tensor, nn
-
-from dragoman_export.activation_peaks import by_bias, input_peaks, state_peaks
 from dragoman_export.calibration import Sources, calibration_sources
-from dragoman_export.description import (
-    describe,
-    graph_files,
-    read_scores,
-    records,
-    tokenizer_files,
-)
+from dragoman_export.description import describe, read_scores, records, tokenizer_files
 from dragoman_export.diagnosis import MAX_ROUNDING, Forced, computing_fault, rounding_fault
-from dragoman_export.fp16 import fp16_state, halve
 from dragoman_export.gate import BEAM, check
-from dragoman_export.graphs import DecodeStepGraph, state_tensors
 from dragoman_export.importers import read_model
-from dragoman_export.int8 import quantise
 from dragoman_export.int8_choice import prefers_static
-from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.model_card import model_card
 from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.parts import weight_fault
 from dragoman_export.pipeline import require_tokenizers
+from dragoman_export.precisions import FloatGraphs, Scales, graphs_of, scales_to_try, translations
 from dragoman_export.quality import ReferencedText, quality
-from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
+from dragoman_export.report import finding_of
 from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.transformer import Transformer
@@ -47,8 +34,6 @@ from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, Gate, Graph
 __all__ = ["MODEL_CARD_FILE", "export_checkpoint"]
 
 MODEL_CARD_FILE = "MODEL_CARD.md"
-
-_Scales = Literal["none", "row-wise", "static"]
 
 _DEFAULTS = ExportOptions()
 _SCORING_ROWS = 64
@@ -84,14 +69,14 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
     precisions: dict[str, Graphs] = {}
     gates: dict[str, Gate] = {}
     reference = TorchReference(loaded)
-    floats = _FloatGraphs.of(reference)
+    floats = FloatGraphs.of(reference)
     wrong_weight = weight_fault(loaded.model, *floats.both)
     sample = _sample(reference, sources)
     with _staging(out) as folder:
 
-        def prove(precision: Precision, scales: _Scales) -> _Candidate:
+        def prove(precision: Precision, scales: Scales) -> _Candidate:
             """Make a precision's graphs, write them as a bundle with those that are proved, check them."""
-            graphs, contents = _graphs(floats, precision, sources, scales)
+            graphs, contents = graphs_of(floats, precision, sources, scales)
             together = {**files, **contents}
             manifest = describe(
                 loaded, name, out.name, together, {**precisions, precision: graphs}, scores, options
@@ -111,13 +96,13 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
 
         *_, last = wanted = [known for known in get_args(Precision) if known in options.precision]
         for precision in wanted:
-            proved = _best([prove(precision, scales) for scales in _scales(precision, options)])
+            proved = _best([prove(precision, scales) for scales in scales_to_try(precision, options)])
             if proved.gate.passed and not proved.fault:
                 files |= proved.files
                 precisions[precision] = proved.graphs
                 gates[precision] = _scored(loaded, proved, precision, text)
                 continue
-            finding = _finding(proved)
+            finding = finding_of(proved.gate, proved.fault)
             if precision == "fp32" or (precision == last and not precisions):
                 raise ExportError(f"the {precision} export {finding}; nothing was written")
             _LOGGER.error("%s is left out: it %s", precision, finding)
@@ -178,15 +163,6 @@ class _Candidate:
         return self.files[self.graphs.encoder], self.files[self.graphs.decode_step]
 
 
-def _scales(precision: Precision, options: ExportOptions) -> tuple[_Scales, ...]:
-    """The activation scales worth trying."""
-    if precision != "int8":
-        return ("none",)
-    if options.int8_scales != "auto":
-        return (options.int8_scales,)
-    return ("row-wise",) if options.calibration is None else ("row-wise", "static")
-
-
 def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     """The only one, or of row-wise and static scales the better choice."""
     first, *others = candidates
@@ -194,95 +170,6 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
         if not other.fault and prefers_static(first.loaded, other.loaded, first.gate, other.gate):
             return other
     return first
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _FloatGraphs:
-    """What every precision is made of."""
-
-    reference: TorchReference
-    encoder: bytes
-    decode_step: bytes
-
-    @classmethod
-    def of(cls, reference: TorchReference) -> _FloatGraphs:
-        checkpoint = reference.checkpoint
-        _LOGGER.info("exporting the encoder")
-        encoder = encoder_onnx(checkpoint.model)
-        _LOGGER.info("exporting the decode step")
-        return cls(reference, encoder, decode_step_onnx(checkpoint.model, checkpoint.special.never))
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Whose graphs they are."""
-        return self.reference.checkpoint
-
-    @property
-    def both(self) -> tuple[bytes, bytes]:
-        """Encoder and decode step."""
-        return self.encoder, self.decode_step
-
-    def quantised(
-        self, inputs: Mapping[nn.Linear, float], state: Mapping[str, Tensor]
-    ) -> tuple[bytes, bytes]:
-        """Both as integers, given how large activations become.
-
-        The encoder's scales are always row-wise: it runs once a sentence, over so many rows that nodes cost
-        little, and static scales there lose more than in all of the decoder.
-
-        Args:
-            inputs: The largest inputs of those layers of the decode step that are to have static scales.
-            state: The largest keys and values, `state_peaks`.
-        """
-        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
-        quantise(encoder)
-        quantise(
-            decode_step,
-            by_bias(DecodeStepGraph(self.checkpoint.model, self.checkpoint.special.never), inputs),
-        )
-        scales = {name: cache_scales(peaks.numpy()) for name, peaks in state.items()}
-        round_memories(encoder, scales)
-        take_integers(decode_step, scales)
-        return _serialised(encoder), _serialised(decode_step)
-
-    def halved(self) -> tuple[bytes, bytes]:
-        """Both in float16."""
-        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
-        halve(encoder)
-        halve(decode_step)
-        return _serialised(encoder), _serialised(decode_step)
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
-
-
-def _graphs(
-    floats: _FloatGraphs, precision: Precision, sources: Sources, scales: _Scales
-) -> tuple[Graphs, dict[str, bytes]]:
-    """What a precision's graphs are called, and their content by name."""
-    checkpoint, state = floats.checkpoint, state_tensors(floats.checkpoint.model)
-    if precision == "fp32":
-        names, encoder, decode_step = graph_files(precision, state), floats.encoder, floats.decode_step
-    elif precision == "fp16":
-        names = graph_files(precision, fp16_state(state))
-        encoder, decode_step = floats.halved()
-    else:
-        _LOGGER.info("rounding to int8, with %s scales", scales)
-        names = graph_files(precision, int8_state(state), scales)
-        model, special = checkpoint.model, checkpoint.special
-        pairs = _translations(floats.reference, sources.scales)
-        inputs = input_peaks(model, pairs, special) if scales == "static" else {}
-        encoder, decode_step = floats.quantised(inputs, state_peaks(model, pairs, special))
-    return names, {names.encoder: encoder, names.decode_step: decode_step}
-
-
-def _translations(
-    reference: TorchReference, sources: Sequence[Sequence[int]]
-) -> list[tuple[Sequence[int], Sequence[int]]]:
-    """The sources, and what torch makes of them."""
-    # The last output is never fed: nothing follows an end-of-sentence.
-    return [(source, reference.greedy(source)[:-1]) for source in sources]
 
 
 def _gate(reference: TorchReference, loaded: LoadedModel, precision: Precision, sources: Sources) -> Gate:
@@ -313,7 +200,7 @@ def _scored(
 
 def _sample(reference: TorchReference, sources: Sources) -> Forced:
     """A sentence to look at the parts of the graphs with, and torch's translation."""
-    [(source, target)] = _translations(reference, [max(sources.gate, key=len)])
+    [(source, target)] = translations(reference, [max(sources.gate, key=len)])
     return Forced(source, target, reference.checkpoint.special.bos)
 
 
@@ -333,7 +220,7 @@ def _naming(precision: Precision, fault: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def _fault(floats: _FloatGraphs, proved: _Candidate, precision: Precision, sample: Forced) -> str:
+def _fault(floats: FloatGraphs, proved: _Candidate, precision: Precision, sample: Forced) -> str:
     """The part at fault, in words, whose weights are right; empty where the gate passes and no part is."""
     arguments = (floats.checkpoint.model, floats.both, proved.both, sample)
     if proved.gate.passed:
@@ -342,23 +229,6 @@ def _fault(floats: _FloatGraphs, proved: _Candidate, precision: Precision, sampl
     if not fault and precision != "fp32":
         fault = rounding_fault(*arguments)
     return fault or "no single part, each agrees with torch's"
-
-
-def _finding(failed: _Candidate) -> str:
-    gate = failed.gate
-    return (
-        f"does not say what the checkpoint says. At fault: {failed.fault}. Log-probabilities differ by up to "
-        f"{gate.max_log_prob_difference:.2g}, torch's tokens lose {gate.mean_log_prob_loss:.2g} on average "
-        f"(tolerance {gate.tolerance:g}), {gate.greedy_agreement:.1%} of the greedy and "
-        f"{gate.beam_agreement:.1%} of the beam translations agree, {gate.same_alone:.1%} are the same alone "
-        f"and in company{_odd(gate)}"
-    )
-
-
-def _odd(gate: Gate) -> str:
-    """The odd texts that it does not translate as torch does."""
-    found = [f"{case} ({outcome})" for case, outcome in gate.behaviour.items() if outcome != "same"]
-    return f"; texts translated otherwise: {', '.join(found)}" if found else ""
 
 
 @contextlib.contextmanager

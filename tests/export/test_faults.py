@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from sentencepiece import sentencepiece_model_pb2
 
-from dragoman_export import int8, writer
+from dragoman_export import int8, precisions, writer
 from dragoman_export.cli import export
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_export.parts import graph_parts, in_words
@@ -39,8 +39,10 @@ def plant(plain: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch) -> Plant:
         return model.SerializeToString()
 
     def plant(encoder: Change = leave, decode_step: Change = leave) -> None:
-        monkeypatch.setattr(writer, "encoder_onnx", lambda _: changed(graphs.encoder, encoder))
-        monkeypatch.setattr(writer, "decode_step_onnx", lambda *_: changed(graphs.decode_step, decode_step))
+        monkeypatch.setattr(precisions, "encoder_onnx", lambda _: changed(graphs.encoder, encoder))
+        monkeypatch.setattr(
+            precisions, "decode_step_onnx", lambda *_: changed(graphs.decode_step, decode_step)
+        )
 
     return plant
 
@@ -242,8 +244,8 @@ def test_another_vocabulary_than_the_networks_is_caught_and_named(
 ) -> None:
     checkpoint, bundle = export_variant("post-norm, learned, separate")
     graphs = bundle.manifest.precisions["fp32"]
-    monkeypatch.setattr(writer, "encoder_onnx", lambda _: bundle.read(graphs.encoder))
-    monkeypatch.setattr(writer, "decode_step_onnx", lambda *_: bundle.read(graphs.decode_step))
+    monkeypatch.setattr(precisions, "encoder_onnx", lambda _: bundle.read(graphs.encoder))
+    monkeypatch.setattr(precisions, "decode_step_onnx", lambda *_: bundle.read(graphs.decode_step))
     monkeypatch.setattr(writer, "_tokenizers", swapped)
     with pytest.raises(ExportError, match=named):
         export_checkpoint(checkpoint, tmp_path / "tiny" / "1")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import sentencepiece
 import torch
@@ -24,9 +25,9 @@ from transformers import (
 
 from dragoman_export.engine_run import engine_translations
 from dragoman_export.importers import read_model
-from dragoman_export.options import ExportError, ExportOptions
+from dragoman_export.options import ExportError, ExportOptions, SourceFormat
 from dragoman_export.writer import export_checkpoint
-from dragoman_model.checkpoint import Checkpoint
+from dragoman_model.checkpoint import Checkpoint, CheckpointError
 from dragoman_model.reference import forced_log_probs
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.messages import DecodingOptions, Hypothesis
@@ -339,6 +340,20 @@ REFUSED = {
     "encoder_layers": (3, "lack model.encoder.layers.2"),
     "decoder_layers": (1, "hold model.decoder.layers.1"),
     "encoder_ffn_dim": (80, "do not have the shapes that config.json says"),
+    "vocab_size": (100, "encoder.embedding.tokens.weight has 46 rows, by config.json it should have 100"),
+    "d_model": ("64", "d_model must be a number of at least 1, not '64'"),
+    "decoder_attention_heads": (None, "decoder_attention_heads must be a number of at least 1, not None"),
+}
+M2M100_REFUSED = {
+    "a model of another kind": (
+        "config.json",
+        {"model_type": "mbart"},
+        'model_type "mbart" is not supported',
+    ),
+    "an output of its own": ("config.json", {"tie_word_embeddings": False}, "tie_word_embeddings false"),
+    "languages at the end": ("tokenizer_config.json", {"legacy_behaviour": True}, "legacy_behaviour"),
+    "other languages": ("special_tokens_map.json", {"additional_special_tokens": ["__xx__"]}, "no languages"),
+    "a piece without an id": ("vocab.json", {"\u2581dog": None}, "must be a number from 0 on, not None"),
 }
 
 
@@ -346,6 +361,36 @@ REFUSED = {
 def test_what_is_not_supported_is_refused(marian: Path, tmp_path: Path, setting: str) -> None:
     value, message = REFUSED[setting]
     require_refused(marian, tmp_path, {"config.json": {setting: value}}, message)
+
+
+@pytest.mark.parametrize("what", M2M100_REFUSED)
+def test_what_m2m100_does_not_support_is_refused(m2m100: Path, tmp_path: Path, what: str) -> None:
+    name, settings, message = M2M100_REFUSED[what]
+    require_refused(m2m100, tmp_path, {name: settings}, message, "m2m100")
+
+
+def test_an_imported_model_is_not_saved_as_a_checkpoint(marian: Path, tmp_path: Path) -> None:
+    checkpoint = read_model(marian, ExportOptions(source_format="marian"))
+    with pytest.raises(CheckpointError, match="exported from the folder that it came in"):
+        checkpoint.save(tmp_path / "checkpoint")
+
+
+def test_a_model_that_rules_nothing_out_has_scores_in_float32_as_well(tmp_path: Path) -> None:
+    folder = tmp_path / "original"
+    folder.mkdir()
+    marian_folder(folder, Marian(separate=True), seed=1)
+    options = ExportOptions(source_format="marian", precision=("fp32", "fp16"))
+    bundle = export_checkpoint(folder, tmp_path / "m" / "1", options)
+    assert bundle.manifest.special_ids.never == ()
+    graph = onnx.load_model_from_string(bundle.read("decode_step.fp16.onnx")).graph
+    [scores] = [node.input[0] for node in graph.node if node.op_type == "LogSoftmax"]
+    [maker] = [node for node in graph.node if scores in node.output]
+    assert (maker.op_type, maker.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
+
+
+def test_languages_are_named_for_imports_alone() -> None:
+    with pytest.raises(ValueError, match="a checkpoint says its languages itself"):
+        ExportOptions(source_language="en")
 
 
 def test_a_search_that_is_steered_is_refused(marian: Path, tmp_path: Path) -> None:
@@ -386,7 +431,11 @@ def copied(original: Path, folder: Path) -> Path:
 
 
 def require_refused(
-    original: Path, tmp_path: Path, changes: dict[str, dict[str, object]], message: str
+    original: Path,
+    tmp_path: Path,
+    changes: dict[str, dict[str, object]],
+    message: str,
+    source_format: SourceFormat = "marian",
 ) -> None:
     folder = copied(original, tmp_path / "copy")
     for name, settings in changes.items():
@@ -394,4 +443,4 @@ def require_refused(
         found = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(found | settings))
     with pytest.raises(ExportError, match=message):
-        read_model(folder, ExportOptions(source_format="marian"))
+        read_model(folder, ExportOptions(source_format=source_format))

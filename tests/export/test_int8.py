@@ -16,18 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dragoman_export import int8_choice, writer
+from dragoman_export import int8_choice, precisions, writer
 from dragoman_export.activation_peaks import input_peaks
 from dragoman_export.cli import export
 from dragoman_export.int8 import quantise_weight
 from dragoman_export.int8_choice import prefers_static
 from dragoman_export.int8_state import cache_scales
-from dragoman_export.options import ExportError, ExportOptions
+from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.writer import export_checkpoint
 from dragoman_server.bundle import Bundle
+from dragoman_server.config import ServerConfig
 from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_model
 from dragoman_server.engine.runner import FloatArray, IntArray
+from dragoman_server.loading import load
 from dragoman_server.manifest import Gate
+from dragoman_server.metrics import ServerMetrics
 
 WORDS = ("the", "a", "dog", "cat", "woman", "man", "who", "sees", "walks", "sleeps", "runs", "old")
 SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3], [6, 6, 6, 6, 6, 6, 3]]
@@ -146,7 +149,7 @@ def test_scales_too_small_for_the_text_fail_the_gate(
     def too_small(*arguments: Any) -> dict[nn.Linear, float]:
         return {layer: peak / 50.0 for layer, peak in input_peaks(*arguments).items()}
 
-    monkeypatch.setattr(writer, "input_peaks", too_small)
+    monkeypatch.setattr(precisions, "input_peaks", too_small)
     with pytest.raises(ExportError, match="int8 export does not say"):
         export_checkpoint(make_checkpoint(), tmp_path / "tiny" / "1", options)
     assert not (tmp_path / "tiny" / "1").exists()
@@ -257,3 +260,14 @@ def test_half_as_much_again_as_was_seen_fits_into_a_cache() -> None:
     assert scales.shape == (1, 2, 1, 2)
     np.testing.assert_allclose(scales[0, :, 0] * 127, peaks * 1.5, atol=1e-5)
     assert (scales > 0.0).all()
+
+
+@pytest.mark.parametrize(("held", "taken"), [(("fp32", "int8"), "fp32"), (("int8",), "int8")])
+def test_a_server_takes_the_precision_that_a_bundle_has(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, held: tuple[Precision, ...], taken: str
+) -> None:
+    out = tmp_path / "tiny" / "1"
+    export_checkpoint(make_checkpoint(), out, ExportOptions(precision=held))
+    loaded = load(out, ServerConfig(models=out, workers=1, threads=1), ServerMetrics())
+    loaded.engine.close()
+    assert loaded.served.description.precision == taken

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragoman_export import writer
+from dragoman_export import precisions, writer
 from dragoman_export.cli import export
 from dragoman_export.gate import BEAM
 from dragoman_export.options import ExportError, ExportOptions
@@ -29,8 +29,10 @@ def checkpoint(plain: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch) -> P
     """A checkpoint whose graphs need not be exported again."""
     _, bundle = plain
     graphs = bundle.manifest.precisions["fp32"]
-    monkeypatch.setattr(writer, "encoder_onnx", lambda model: bundle.read(graphs.encoder))
-    monkeypatch.setattr(writer, "decode_step_onnx", lambda model, masked_ids: bundle.read(graphs.decode_step))
+    monkeypatch.setattr(precisions, "encoder_onnx", lambda model: bundle.read(graphs.encoder))
+    monkeypatch.setattr(
+        precisions, "decode_step_onnx", lambda model, masked_ids: bundle.read(graphs.decode_step)
+    )
     return plain[0]
 
 
@@ -100,13 +102,13 @@ def test_graphs_of_other_weights_fail_the_gate_and_leave_nothing(
 def test_graphs_of_nan_fail_the_gate(
     checkpoint: Path, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    export_step = writer.decode_step_onnx
+    export_step = precisions.decode_step_onnx
 
     def spoiled(model: Transformer, masked_ids: tuple[int, ...]) -> bytes:
         bias = model.decoder.layers[0].feed_forward.outer.bias.detach().numpy()
         return export_step(model, masked_ids).replace(bias.tobytes(), (bias * float("nan")).tobytes())
 
-    monkeypatch.setattr(writer, "decode_step_onnx", spoiled)
+    monkeypatch.setattr(precisions, "decode_step_onnx", spoiled)
     with pytest.raises(ExportError, match="differ by up to nan"):
         export_checkpoint(checkpoint, tmp_path / "tiny" / "1")
 
@@ -131,6 +133,14 @@ def test_mistakes_are_named(
     with pytest.raises((ValueError, OSError), match=message):
         export_checkpoint(checkpoint, tmp_path / out, ExportOptions(**options))
     assert not list(tmp_path.rglob("bundle.json"))
+
+
+def test_a_graph_beyond_what_a_file_can_hold_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_MAX_GRAPH_BYTES", 1000)
+    with pytest.raises(ExportError, match="GiB of weights; a graph may have less than 2"):
+        export_checkpoint(checkpoint, tmp_path / "tiny" / "1")
 
 
 def test_a_head_that_the_runtime_cannot_take_is_refused(

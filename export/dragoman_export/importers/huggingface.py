@@ -19,13 +19,15 @@ from dragoman_model.transformer import Transformer
 
 __all__ = [
     "Weights",
-    "activation",
+    "model_config",
     "never_said",
     "read_bytes",
     "read_json",
+    "read_vocabulary",
     "read_weights",
     "refuse_unsupported",
     "require_id",
+    "require_size",
     "transformer",
 ]
 
@@ -35,6 +37,17 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "swish",
     "silu": "swish",
 }
+_DIMENSIONS = {
+    "d_model": "d_model",
+    "num_heads": "decoder_attention_heads",
+    "d_ff": "decoder_ffn_dim",
+    "encoder_num_heads": "encoder_attention_heads",
+    "encoder_d_ff": "encoder_ffn_dim",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "max_positions": "max_position_embeddings",
+}
+"""Their names by ours."""
 # Settings of `generate` that change what is said, and the values at which they do not. How wide to search,
 # the length penalty and the longest output are a request's.
 _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
@@ -81,6 +94,21 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
         raise ExportError(f"{folder / name} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ExportError(f"{folder / name} must be a JSON object")
+    return found
+
+
+def read_vocabulary(folder: Path, name: str, *, optional: bool = False) -> dict[str, int]:
+    """Ids by piece, of a JSON object; an empty one where the file is missing and optional.
+
+    Raises:
+        ExportError: the file is missing, or no JSON object of ids.
+    """
+    found = read_json(folder, name, optional=optional)
+    for piece, number in found.items():
+        if type(number) is not int or number < 0:
+            raise ExportError(
+                f"{folder / name}: the id of {piece!r} must be a number from 0 on, not {number!r}"
+            )
     return found
 
 
@@ -154,15 +182,51 @@ def require_id(folder: Path, config: Mapping[str, Any], name: str) -> int:
     return found
 
 
-def activation(folder: Path, config: Mapping[str, Any]) -> Activation:
-    """The feed-forward's non-linearity."""
-    name = config.get("activation_function", "")
+def require_size(folder: Path, config: Mapping[str, Any], name: str) -> int:
+    """A size that `config.json` must state."""
+    found = config.get(name)
+    if type(found) is not int or found < 1:
+        raise ExportError(f"{folder / 'config.json'}: {name} must be a number of at least 1, not {found!r}")
+    return found
+
+
+def model_config(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    source_vocabulary_size: int,
+    target_vocabulary_size: int,
+    **ours: Any,
+) -> ModelConfig:
+    """Our configuration of a network of these dimensions; positions are learned ones, which hold any table.
+
+    Args:
+        folder: For messages.
+        config: Of `config.json`.
+        source_vocabulary_size: Rows of the source's table.
+        target_vocabulary_size: Of the target's.
+        **ours: Fields of ours that the dimensions do not decide.
+
+    Raises:
+        ExportError: a size or the activation is missing, or not supported.
+    """
+    name = str(config.get("activation_function"))
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise ExportError(
             f"{folder / 'config.json'}: activation_function {name!r} is not supported, only {known}"
         )
-    return _ACTIVATIONS[name]
+    sizes: dict[str, Any] = {
+        field: require_size(folder, config, theirs) for field, theirs in _DIMENSIONS.items()
+    }
+    return ModelConfig(
+        source_vocabulary_size=source_vocabulary_size,
+        target_vocabulary_size=target_vocabulary_size,
+        positions="learned",
+        activation=_ACTIVATIONS[name],
+        **sizes,
+        **ours,
+    )
 
 
 class Weights:

@@ -20,19 +20,20 @@ from torch import Tensor
 
 from dragoman_export.importers.huggingface import (
     Weights,
-    activation,
+    model_config,
     never_said,
     read_bytes,
     read_json,
+    read_vocabulary,
     read_weights,
     refuse_unsupported,
     require_id,
+    require_size,
     transformer,
 )
 from dragoman_export.importers.sentencepiece_model import read_pieces, renumbered, words_of
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_model.checkpoint import Checkpoint
-from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
 from dragoman_server.languages import LanguageTokens
 from dragoman_server.special_ids import SpecialIds
@@ -84,7 +85,7 @@ def read(folder: Path, options: ExportOptions) -> Checkpoint:
     lacking = [piece for piece in words_of(proto) if piece not in vocabulary]
     if lacking:
         raise ExportError(f"{folder / 'vocab.json'} lacks the piece {lacking[0]!r} of {_SPM}")
-    size = int(config["vocab_size"])
+    size = require_size(folder, config, "vocab_size")
     tokenizer = Tokenizer(renumbered(proto, vocabulary, special, control, size=size, decodes=True), special)
     model = _network(folder, config)
     metadata = {"provenance": f"imported from the M2M100 model {folder.resolve().name}"}
@@ -95,7 +96,7 @@ def read(folder: Path, options: ExportOptions) -> Checkpoint:
 def _pieces(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Ids of all pieces by name, and of those that name a language by its code."""
     if (folder / "vocab.json").exists():
-        vocabulary = read_json(folder, "vocab.json")
+        vocabulary = read_vocabulary(folder, "vocab.json")
         named = _ids_after(len(vocabulary), _special_tokens(folder, _M2M100_LANGUAGE))
         pattern = _M2M100_LANGUAGE
     else:
@@ -147,22 +148,14 @@ def _pair(languages: Mapping[str, int], options: ExportOptions) -> tuple[str, st
 
 def _network(folder: Path, config: Mapping[str, Any]) -> Transformer:
     weights = read_weights(folder)
-    size = int(config["vocab_size"])
-    ours = ModelConfig(
+    size = require_size(folder, config, "vocab_size")
+    ours = model_config(
+        folder,
+        config,
         source_vocabulary_size=size,
         target_vocabulary_size=size,
-        d_model=config["d_model"],
-        num_heads=config["decoder_attention_heads"],
-        d_ff=config["decoder_ffn_dim"],
-        encoder_num_heads=config["encoder_attention_heads"],
-        encoder_d_ff=config["encoder_ffn_dim"],
-        encoder_layers=config["encoder_layers"],
-        decoder_layers=config["decoder_layers"],
         norm_first=True,
-        positions="learned",
-        max_positions=config["max_position_embeddings"],
         scaled_embedding=config.get("scale_embedding", True),
-        activation=activation(folder, config),
     )
     table = _embedding(weights)
     names = ("encoder.embedding.tokens", "decoder.embedding.tokens", "decoder.output")

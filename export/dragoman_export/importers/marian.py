@@ -11,7 +11,7 @@ forced at the longest output is not: such an output says that it was cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,20 @@ from torch import Tensor
 
 from dragoman_export.importers.huggingface import (
     Weights,
-    activation,
+    model_config,
     never_said,
     read_bytes,
     read_json,
+    read_vocabulary,
     read_weights,
     refuse_unsupported,
     require_id,
+    require_size,
     transformer,
 )
 from dragoman_export.importers.sentencepiece_model import read_pieces, renumbered, words_of
 from dragoman_export.options import ExportError, ExportOptions
 from dragoman_model.checkpoint import Checkpoint
-from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer, sinusoids
 from dragoman_server.languages import LanguageTokens
 from dragoman_server.special_ids import SpecialIds
@@ -64,17 +65,21 @@ def read(folder: Path, options: ExportOptions) -> Checkpoint:
     """
     config = read_json(folder, "config.json")
     refuse_unsupported(folder, config, _SUPPORTED)
-    source, target, special, lacking = _tokenizers(folder, config)
+    vocabulary = read_vocabulary(folder, "vocab.json")
+    tags = {piece: found.group(1) for piece in vocabulary if (found := _TAG.fullmatch(piece))}
+    source, target, special, lacking = _tokenizers(folder, config, vocabulary, tags.keys())
     model = _network(folder, config, special.unk, lacking)
-    languages, pair = _languages(folder, options)
+    languages = LanguageTokens(target={language: vocabulary[tag] for tag, language in tags.items()})
+    pair = _pair(folder, languages, options)
     metadata = {"provenance": f"imported from the MarianMT model {folder.resolve().name}"}
     return Checkpoint(model, source, target, *pair, metadata, special, languages)
 
 
-def _tokenizers(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer, SpecialIds, int]:
+def _tokenizers(
+    folder: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int], tags: Set[str]
+) -> tuple[Tokenizer, Tokenizer, SpecialIds, int]:
     """Both tokenizers, the special ids, and how many source pieces the network lacks."""
-    vocabulary = read_json(folder, "vocab.json")
-    target_vocabulary = read_json(folder, "target_vocab.json", optional=True) or vocabulary
+    target_vocabulary = read_vocabulary(folder, "target_vocab.json", optional=True) or vocabulary
     bos, pad, eos = (
         require_id(folder, config, f"{name}_token_id") for name in ("decoder_start", "pad", "eos")
     )
@@ -85,37 +90,38 @@ def _tokenizers(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, Tok
         missing = {pad, eos, bos, special.unk} - set(table.values())
         if missing:
             raise ExportError(f"{folder / name} names no piece with the id {min(missing)}, which is special")
-    tags = {piece for piece in vocabulary if _TAG.fullmatch(piece)}
     source = read_pieces(read_bytes(folder, "source.spm"), "source.spm")
     target = read_pieces(read_bytes(folder, "target.spm"), "target.spm")
     lacking = [piece for piece in words_of(source) if piece not in vocabulary]
-    first, more = int(config["vocab_size"]), len(lacking)
-    extended = vocabulary | {piece: first + i for i, piece in enumerate(lacking)}
-    target_size = int(config.get("decoder_vocab_size") or first)
-    source_model = renumbered(source, extended, special, tags, size=first + more, decodes=False)
+    source_size, target_size = _vocabulary_sizes(folder, config)
+    extended = {**vocabulary, **{piece: source_size + i for i, piece in enumerate(lacking)}}
+    size = source_size + len(lacking)
+    source_model = renumbered(source, extended, special, tags, size=size, decodes=False)
     target_model = renumbered(target, target_vocabulary, special, tags, size=target_size, decodes=True)
     return Tokenizer(source_model, special), Tokenizer(target_model, special), special, len(lacking)
+
+
+def _vocabulary_sizes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the source and the target, as `config.json` has them."""
+    own = "vocab_size" if config.get("decoder_vocab_size") is None else "decoder_vocab_size"
+    return require_size(folder, config, "vocab_size"), require_size(folder, config, own)
 
 
 def _network(folder: Path, config: Mapping[str, Any], unk: int, lacking: int) -> Transformer:
     weights = read_weights(folder)
     embeddings = _embeddings(weights, tied=config.get("tie_word_embeddings", True))
+    for name, size in zip((_SOURCE, _TARGET), _vocabulary_sizes(folder, config), strict=True):
+        if len(embeddings[name]) != size:
+            rows = len(embeddings[name])
+            raise ExportError(f"{folder}: {name} has {rows} rows, by config.json it should have {size}")
     shared = _extend(embeddings, unk, lacking)
-    ours = ModelConfig(
+    ours = model_config(
+        folder,
+        config,
         source_vocabulary_size=len(embeddings[_SOURCE]),
         target_vocabulary_size=len(embeddings[_TARGET]),
         shared_vocabulary=shared,
-        d_model=config["d_model"],
-        num_heads=config["decoder_attention_heads"],
-        d_ff=config["decoder_ffn_dim"],
-        encoder_num_heads=config["encoder_attention_heads"],
-        encoder_d_ff=config["encoder_ffn_dim"],
-        encoder_layers=config["encoder_layers"],
-        decoder_layers=config["decoder_layers"],
-        positions="learned",
-        max_positions=config["max_position_embeddings"],
         scaled_embedding=config.get("scale_embedding", False),
-        activation=activation(folder, config),
         tied_output=torch.equal(embeddings[_OUTPUT], embeddings[_TARGET]),
         output_bias=True,
     )
@@ -167,20 +173,15 @@ def _positions(length: int, d_model: int) -> Tensor:
     return torch.cat((interleaved[:, 0::2], interleaved[:, 1::2]), dim=1)
 
 
-def _languages(folder: Path, options: ExportOptions) -> tuple[LanguageTokens, tuple[str, str]]:
-    """How targets are named, and the pair that the export is checked with."""
+def _pair(folder: Path, languages: LanguageTokens, options: ExportOptions) -> tuple[str, str]:
+    """The languages, or, of several, those that the export is checked with."""
     stated = read_json(folder, "tokenizer_config.json", optional=True)
     source = options.source_language or stated.get("source_lang")
-    tags = {
-        match.group(1): number
-        for piece, number in read_json(folder, "vocab.json").items()
-        if (match := _TAG.fullmatch(piece))
-    }
-    target = options.target_language or (next(iter(tags)) if tags else stated.get("target_lang"))
+    target = options.target_language or next(iter(languages.target), stated.get("target_lang"))
     for flag, language in (("source", source), ("target", target)):
         if not language:
             raise ExportError(f"{folder} does not say its {flag} language: name it with --{flag}-language")
-    if tags and target not in tags:
-        known = ", ".join(sorted(tags))
+    if languages.target and target not in languages.target:
+        known = ", ".join(sorted(languages.target))
         raise ExportError(f"the model has no target language {target!r}, only {known}")
-    return LanguageTokens(target=tags), (str(source), str(target))
+    return str(source), str(target)
