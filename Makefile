@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo protos wheel-test bench clean
+.PHONY: help setup check format test faults demo protos wheel-test bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ format: setup  ## put the code into shape
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
+
+faults: setup  ## real servers under load, faults and hostile input; writes .build/faults.json
+	DRAGOMAN_FAULTS=full $(BIN)/python -m pytest tests/faults
 
 demo: setup  ## the whole way in miniature: train, export, serve, translate, load test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py

@@ -1,0 +1,190 @@
+"""Real server processes, what has to hold after every fault, and figures of what happened.
+
+`make test` runs these cases with small counts and asserts nothing that depends on the machine's speed;
+`make faults` (DRAGOMAN_FAULTS=full) runs them with the stated counts and bounds, and writes the figures.
+The model is the starter, or those below the directory that DRAGOMAN_FAULTS_MODELS names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import dragoman
+
+ROOT = Path(__file__).parents[2]
+MODELS = Path(os.environ.get("DRAGOMAN_FAULTS_MODELS", ROOT / "starter"))
+FIGURES = Path(os.environ.get("DRAGOMAN_FAULTS_FIGURES", ROOT / ".build" / "faults.json"))
+DRAGOMAN = [sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())"]
+USUAL_TEXT = "The old man reads a book, and his daughter sings."
+SETTLE_SECONDS = 10.0
+
+Serving = Callable[..., AbstractContextManager["Server"]]
+
+
+@dataclass
+class Server:
+    """A server process of this test's own."""
+
+    process: subprocess.Popen[str]
+    address: str
+    metrics_address: str
+    admin_address: str | None
+    log: Path
+    """Its standard error."""
+    usual: str = ""
+    """What it made of the usual text when it was new."""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample by its name, the sum over all labels."""
+        with urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as reply:
+            text = reply.read().decode()
+        sums: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
+
+    def held(self) -> dict[str, float]:
+        """What calls hold while they are in progress: nothing of it may stay behind."""
+        now = self.metrics()
+        return {
+            name: now[f"dragoman_{name}"] for name in ("slots_in_use", "queue_depth", "calls_in_progress")
+        }
+
+    def tasks(self) -> int:
+        """Tasks on the event loop."""
+        return int(self.metrics()["dragoman_tasks"])
+
+    def memory_mib(self) -> float:
+        """Resident."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def translation(self) -> str:
+        """The usual text's, with its exact score, by a client of its own."""
+        with dragoman.Client(self.address) as client:
+            best = client.translate(USUAL_TEXT, timeout=30).hypotheses[0]
+        return f"{best.text} {best.score!r}"
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS) -> float:
+        """Wait for `condition`; how long that took."""
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, f"after {seconds:g} s still not: {what}"
+            assert self.process.poll() is None, f"the server has ended: {self.log.read_text()[-2000:]}"
+            time.sleep(0.01)
+        return time.monotonic() - started
+
+    @contextlib.contextmanager
+    def unharmed(self, *, memory_mib: float = 50.0, seconds: float = SETTLE_SECONDS) -> Iterator[None]:
+        """Nothing stays behind of what happens inside; the usual translation is the same to the byte."""
+        assert self.translation() == self.usual
+        memory, tasks = self.memory_mib(), self.tasks()
+        yield
+        self.wait_until(lambda: not any(self.held().values()), "slots, queue and calls empty", seconds)
+        self.wait_until(lambda: self.tasks() <= tasks, f"no more than {tasks} tasks", seconds)
+        assert self.translation() == self.usual
+        assert self.memory_mib() - memory <= memory_mib
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether to run the stated counts and to hold to bounds of time."""
+    return os.environ.get("DRAGOMAN_FAULTS") == "full"
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """`with serving("--max-rows", 8, environment={...}) as server:` starts one, and ends it whatever happens.
+
+    Flags given override the usual ones: free ports for calls and metrics, one worker with one thread.
+    """
+
+    @contextlib.contextmanager
+    def start(
+        *flags: object, models: Path = MODELS, environment: dict[str, str] | None = None
+    ) -> Iterator[Server]:
+        if not models.is_dir():
+            pytest.skip(f"no models at {models}")
+        log = tmp_path_factory.mktemp("server") / "log"
+        usual = {"--models": models, "--port": 0, "--metrics-port": 0, "--workers": 1, "--threads": 1}
+        words = [word for flag in usual.items() if flag[0] not in flags for word in flag]
+        command = [*DRAGOMAN, "serve", *map(str, words), *map(str, flags), "--json"]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, f"the server did not start: {log.read_text()[-2000:]}"
+            told = json.loads(line)
+            server = Server(process, told["address"], told["metrics_address"], told["admin_address"], log)
+            server.usual = server.translation()
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    return start
+
+
+@dataclass
+class Figures:
+    """What the cases of one run have counted and measured."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def __call__(self, case: str, figure: str, value: float | str, bound: str = "") -> None:
+        """Note one figure; `bound` says in words what was to hold."""
+        self.rows.append({"case": case, "figure": figure, "value": value, "bound": bound})
+
+
+_FIGURES = Figures()
+
+
+@pytest.fixture(scope="session")
+def figures() -> Figures:
+    """`figures("readers that never read", "others' p99 / ms", 12.3, "at most 10 % above 11.9")`."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures and, of a full run, keep them."""
+    if not _FIGURES.rows:
+        return
+    terminalreporter.section("figures")
+    for row in _FIGURES.rows:
+        bound = f"  ({row['bound']})" if row["bound"] else ""
+        terminalreporter.write_line(f"{row['case']}: {row['figure']}: {row['value']}{bound}")
+    if os.environ.get("DRAGOMAN_FAULTS") == "full":
+        FIGURES.parent.mkdir(parents=True, exist_ok=True)
+        FIGURES.write_text(json.dumps(_FIGURES.rows, indent=2) + "\n")
