@@ -39,7 +39,7 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest
 
 faults: setup  ## real servers under load, faults and hostile input; writes .build/faults.json
-	DRAGOMAN_FAULTS=full $(BIN)/python -m pytest tests/faults
+	DRAGOMAN_FAULT_SUITE=full $(BIN)/python -m pytest tests/faults
 
 demo: setup  ## the whole way in miniature: train, export, serve, translate, load test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py

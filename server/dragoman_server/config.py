@@ -61,6 +61,9 @@ class ServerConfig(CallLimits):
     """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
+    stall_seconds: float = 30.0
+    """How long a decode step may take, in seconds, before what it holds is given up: UNAVAILABLE, and
+    NOT_SERVING until the step comes back."""
     admin_port: int | None = None
     """Port of the service that loads and unloads models, 0 for any free one; by default there is none."""
     admin_host: str = "127.0.0.1"
@@ -85,6 +88,8 @@ class ServerConfig(CallLimits):
                 _require_port(flag, getattr(self, flag))
         for flag in ("drain_seconds", "watch_seconds"):
             _require_not_negative(flag, getattr(self, flag))
+        if not self.stall_seconds > 0.0:
+            raise ValueError(f"--stall-seconds must be above 0, not {self.stall_seconds}")
         if self.max_beam_size > self.max_rows:
             raise ValueError(
                 f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"

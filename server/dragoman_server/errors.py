@@ -9,6 +9,7 @@
     - CancelledError (RuntimeError): the caller cancelled the request
     - ShuttingDownError (RuntimeError): the server drains and takes no more
     - EngineError (RuntimeError): the runtime failed; nothing the caller did
+    - StalledError (RuntimeError): the runtime does not come back; another server may do better
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "ModelNotFoundError",
     "QueueFullError",
     "ShuttingDownError",
+    "StalledError",
 ]
 
 
@@ -69,3 +71,7 @@ class ShuttingDownError(DragomanServerError, RuntimeError):
 
 class EngineError(DragomanServerError, RuntimeError):
     """The runtime failed while executing the network."""
+
+
+class StalledError(DragomanServerError, RuntimeError):
+    """The network has been executing for far longer than it takes, or its thread has died."""

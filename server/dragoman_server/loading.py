@@ -11,6 +11,7 @@ from pathlib import Path
 from dragoman_server.bundle import Bundle
 from dragoman_server.config import ServerConfig
 from dragoman_server.engine import DecodingOptions, Engine
+from dragoman_server.engine.faults import with_faults
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.split import Split, rows_per_second, splits
@@ -55,10 +56,11 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
     precision = _precision(manifest, config)
     split, runners = _runners(bundle, precision, config)
     engine = Engine(
-        runners,
+        [with_faults(runner) for runner in runners],
         max_queue=config.max_queue,
         bos_id=manifest.special_ids.bos,
         eos_id=manifest.special_ids.eos,
+        stall_seconds=config.stall_seconds,
         observer=metrics.engine(manifest.name),
     )
     translator = Translator(

@@ -44,6 +44,7 @@ class ServerMetrics:
         self._waiting = self._gauge("queue_depth", "Segments that wait for slots.")
         self._slots_in_use = self._gauge("slots_in_use", "Slots that hold a hypothesis.")
         self._slots = self._gauge("slots", "Slots in all.")
+        self._stalled = self._gauge("stalled_workers", "Decode threads that stand still.")
 
     def watch_server(self, calls_in_progress: Callable[[], int], tasks: Callable[[], int]) -> None:
         """Read what the service holds whenever metrics are asked for."""
@@ -80,10 +81,11 @@ class ServerMetrics:
         self._waiting.labels(model).set_function(lambda: stats().waiting)
         self._slots_in_use.labels(model).set_function(lambda: stats().slots_in_use)
         self._slots.labels(model).set_function(lambda: stats().slots)
+        self._stalled.labels(model).set_function(lambda: stats().stalled_workers)
 
     def unwatch(self, model: str) -> None:
         """Let go of the engine of `model`; what was counted stays."""
-        for gauge in (self._waiting, self._slots_in_use, self._slots):
+        for gauge in (self._waiting, self._slots_in_use, self._slots, self._stalled):
             gauge.remove(model)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:

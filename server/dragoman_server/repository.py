@@ -68,6 +68,16 @@ class ModelRepository:
         """Whether a thread loads a bundle, which nothing can stop."""
         return bool(self._loading)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether a worker of what is served stands still, as of the last `check_engines`."""
+        return any(model.engine.stalled_workers for model in self._loaded.values())
+
+    def check_engines(self) -> None:
+        """Have every engine give up what its workers do not come back with."""
+        for model in self._loaded.values():
+            model.engine.check()
+
     async def load_all(self) -> None:
         """Serve the newest sound version of every model.
 
@@ -325,6 +335,7 @@ async def _retire(old: LoadedModel) -> None:
                 "model %s: %d calls still hold version %s",
                 *(description.name, old.served.calls.active, description.version),
             )
+            old.engine.check()
         await asyncio.to_thread(old.engine.close)
     except asyncio.CancelledError:
         # The server ends, after its last call. Closing may have begun on a thread: this waits for it.

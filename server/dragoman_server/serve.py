@@ -35,6 +35,7 @@ __all__ = ["serve"]
 _log = logging.getLogger(__name__)
 _DEFAULTS = ServerConfig()
 _LEAST_ARENAS = 2
+_CHECK_SECONDS = 0.5
 
 
 def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, json: bool = False) -> int:
@@ -69,14 +70,14 @@ async def _serve(config: ServerConfig, json: bool) -> int:
         stack.push_async_callback(repository.close)
         if await _ended_before(stop, repository.load_all()):
             await server.start(models)
-            async with _kept_up_to_date(config, repository, admin):
+            async with _kept_up_to_date(config, repository, admin), _health_kept_true(server, repository):
                 _announce(server.address, metrics_address, admin.address if admin else None, models, json)
                 write_ready_file(server.address)
                 await stop.wait()
             code = await _stop(server, config)
         else:
             code = 0
-    if repository.loading:
+    if repository.loading or repository.stalled:
         # A thread inside the runtime cannot be stopped, and the interpreter's end would break it off there.
         logging.shutdown()
         sys.stdout.flush()
@@ -118,6 +119,27 @@ async def _kept_up_to_date(
         if watch is not None:
             watch.cancel()
             await asyncio.wait((watch,))
+
+
+@contextlib.asynccontextmanager
+async def _health_kept_true(server: GrpcServer, repository: ModelRepository) -> AsyncIterator[None]:
+    """Look after the engines, and say NOT_SERVING while one stands still, until the server stops."""
+
+    async def look_after() -> None:
+        serving = True
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            repository.check_engines()
+            if serving is repository.stalled:
+                serving = not serving
+                await server.set_serving(serving)
+
+    looking = asyncio.create_task(look_after())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.wait((looking,))
 
 
 async def _stop(server: GrpcServer, config: ServerConfig) -> int:

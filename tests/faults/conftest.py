@@ -1,8 +1,8 @@
 """Real server processes, what has to hold after every fault, and figures of what happened.
 
 `make test` runs these cases with small counts and asserts nothing that depends on the machine's speed;
-`make faults` (DRAGOMAN_FAULTS=full) runs them with the stated counts and bounds, and writes the figures.
-The model is the starter, or those below the directory that DRAGOMAN_FAULTS_MODELS names.
+`make faults` (DRAGOMAN_FAULT_SUITE=full) runs them with the stated counts and bounds, and writes the figures.
+The model is the starter, or those below the directory that DRAGOMAN_FAULT_SUITE_MODELS names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client.parser import text_string_to_metric_families
 
 import dragoman
+from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
+from dragoman_server.bundle import Bundle, find_bundles
+from dragoman_server.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-MODELS = Path(os.environ.get("DRAGOMAN_FAULTS_MODELS", ROOT / "starter"))
-FIGURES = Path(os.environ.get("DRAGOMAN_FAULTS_FIGURES", ROOT / ".build" / "faults.json"))
+MODELS = Path(os.environ.get("DRAGOMAN_FAULT_SUITE_MODELS", ROOT / "starter"))
+FIGURES = Path(os.environ.get("DRAGOMAN_FAULT_SUITE_FIGURES", ROOT / ".build" / "faults.json"))
 DRAGOMAN = [sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())"]
 USUAL_TEXT = "The old man reads a book, and his daughter sings."
 SETTLE_SECONDS = 10.0
@@ -84,6 +90,25 @@ class Server:
             best = client.translate(USUAL_TEXT, timeout=30).hypotheses[0]
         return f"{best.text} {best.score!r}"
 
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        """A connection of its own, without retries: what a call on it ends with is what the server said."""
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(self.address, options=options) as channel:
+            yield channel
+
+    @contextlib.contextmanager
+    def stub(self) -> Iterator[TranslationServiceStub]:
+        """The service's methods, over a connection of their own."""
+        with self.channel() as channel:
+            yield TranslationServiceStub(channel)
+
+    def health(self) -> str:
+        """What a health check says."""
+        with self.channel() as channel:
+            reply = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+        return HealthCheckResponse.ServingStatus.Name(reply.status)
+
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS) -> float:
         """Wait for `condition`; how long that took."""
         started = time.monotonic()
@@ -113,7 +138,7 @@ class Server:
 @pytest.fixture(scope="session")
 def full() -> bool:
     """Whether to run the stated counts and to hold to bounds of time."""
-    return os.environ.get("DRAGOMAN_FAULTS") == "full"
+    return os.environ.get("DRAGOMAN_FAULT_SUITE") == "full"
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +182,21 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
     return start
 
 
+@pytest.fixture(scope="session")
+def token_of() -> Callable[[str], int]:
+    """The first token of a word, which no usual text has: faults can be told to strike where it stands."""
+
+    def find(word: str) -> int:
+        [(path, *_)] = [list(versions.values()) for versions in find_bundles(MODELS).values()]
+        bundle = Bundle.open(path)
+        tokenizer = Tokenizer(bundle.read(bundle.manifest.tokenizers.source), bundle.manifest.special_ids)
+        token = tokenizer.encode(word)[0]
+        assert token not in tokenizer.encode(USUAL_TEXT)
+        return token
+
+    return find
+
+
 @dataclass
 class Figures:
     """What the cases of one run have counted and measured."""
@@ -185,6 +225,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for row in _FIGURES.rows:
         bound = f"  ({row['bound']})" if row["bound"] else ""
         terminalreporter.write_line(f"{row['case']}: {row['figure']}: {row['value']}{bound}")
-    if os.environ.get("DRAGOMAN_FAULTS") == "full":
+    if os.environ.get("DRAGOMAN_FAULT_SUITE") == "full":
         FIGURES.parent.mkdir(parents=True, exist_ok=True)
         FIGURES.write_text(json.dumps(_FIGURES.rows, indent=2) + "\n")

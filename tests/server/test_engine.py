@@ -16,6 +16,7 @@ from dragoman_server.errors import (
     InvalidRequestError,
     QueueFullError,
     ShuttingDownError,
+    StalledError,
 )
 
 BOS, EOS = 1, 2
@@ -23,8 +24,8 @@ PATIENCE = 20.0
 GREEDY = DecodingOptions(beam_size=1)
 
 
-def engine_of(*runners, max_queue=1000, observer=None):
-    return Engine(runners, max_queue=max_queue, bos_id=BOS, eos_id=EOS, observer=observer)
+def engine_of(*runners, max_queue=1000, **options):
+    return Engine(runners, max_queue=max_queue, bos_id=BOS, eos_id=EOS, **options)
 
 
 def wait_until_refusing(engine, caller):
@@ -275,3 +276,84 @@ def test_totals_and_the_observer_agree(scripted_runner, caller):
 def test_an_engine_needs_a_runner():
     with pytest.raises(ValueError, match="runner"):
         engine_of()
+
+
+def wait_until(condition, what):
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.005)
+
+
+def test_what_a_stalled_worker_holds_fails_and_it_may_come_back(gated_runner, caller):
+    runner = gated_runner(max_rows=4)
+    with engine_of(runner, stall_seconds=0.05) as engine:
+        decoding, waiting = caller((3,)), caller((4,))
+        engine.submit(decoding.request)
+        assert runner.stepping.wait(PATIENCE)
+        engine.submit(waiting.request)
+        engine.check()
+        assert not decoding.events
+        time.sleep(0.1)
+        engine.check()
+        assert isinstance(decoding.end.error, StalledError)
+        assert isinstance(waiting.end.error, StalledError)
+        assert engine.stats().stalled_workers == 1
+        with pytest.raises(StalledError):
+            engine.submit(caller((5,)).request)
+        runner.gate.set()
+        wait_until(lambda: engine.stats().slots_in_use == 0, "the worker does not come back")
+        engine.check()
+        assert engine.stats().stalled_workers == 0
+        after = caller((5,))
+        engine.submit(after.request)
+        assert engine.drain(PATIENCE)
+        assert isinstance(after.end, Finished)
+    assert len(decoding.events) == 1
+
+
+def test_what_a_stalled_worker_does_not_hold_is_left_to_the_other(gated_runner, scripted_runner, caller):
+    stuck = gated_runner(max_rows=4)
+    with engine_of(stuck, scripted_runner(max_rows=4), stall_seconds=0.05) as engine:
+        several = []
+        while not stuck.stepping.is_set():
+            several.append(caller((3 + len(several) % 9,)))
+            engine.submit(several[-1].request)
+            time.sleep(0.01)
+        time.sleep(0.1)
+        engine.check()
+        assert engine.stats().stalled_workers == 1
+        several.append(caller((4,)))
+        engine.submit(several[-1].request)
+        wait_until(lambda: all(one.events for one in several), "somebody waits")
+        lost = [one for one in several if isinstance(one.end, Failed)]
+        assert 1 <= len(lost) <= 4
+        assert all(isinstance(one.end.error, StalledError) for one in lost)
+        assert isinstance(several[-1].end, Finished)
+        stuck.gate.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_leaves_nobody_waiting(scripted_runner, caller):
+    class Dying(scripted_runner):
+        def step(self, tokens, lengths, top_k):
+            raise SystemExit
+
+    with engine_of(Dying(), stall_seconds=60.0) as engine:
+        one = caller((3,))
+        engine.submit(one.request)
+        engine._threads[0].join(PATIENCE)
+        engine.check()
+        assert isinstance(one.end.error, StalledError)
+        with pytest.raises(StalledError):
+            engine.submit(caller((4,)).request)
+
+
+def test_closing_does_not_wait_for_a_stalled_worker(gated_runner, caller):
+    runner = gated_runner()
+    engine = engine_of(runner, stall_seconds=0.05)
+    engine.submit(caller((3,)).request)
+    assert runner.stepping.wait(PATIENCE)
+    engine.close()
+    runner.gate.set()
+    engine._threads[0].join(PATIENCE)

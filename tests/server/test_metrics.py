@@ -42,7 +42,7 @@ def test_an_engine_is_watched() -> None:
     observer.on_step(StepRecord(rows=4, padded_rows=0, seconds=0.003))
     observer.on_finished(FinishRecord(Outcome.STOP, 5, 6, Timing(queue=0.5, encode=0.1, decode=0.2)))
     observer.on_finished(FinishRecord(Outcome.CANCELLED, 5, 0, None))
-    stats = EngineStats(waiting=7, unanswered=9, slots_in_use=3, slots=64, totals=Totals())
+    stats = EngineStats(waiting=7, unanswered=9, slots_in_use=3, slots=64, stalled_workers=1, totals=Totals())
     metrics.watch("toy", lambda: stats)
     samples = scraped(metrics)
     expected = {
@@ -62,9 +62,10 @@ def test_an_engine_is_watched() -> None:
         ("queue_depth", "toy"): 7,
         ("slots_in_use", "toy"): 3,
         ("slots", "toy"): 64,
+        ("stalled_workers", "toy"): 1,
     }
     assert {key: samples[key] for key in expected} == expected
-    metrics.watch("toy", lambda: EngineStats(0, 0, 0, slots=9, totals=Totals()))
+    metrics.watch("toy", lambda: EngineStats(0, 0, 0, slots=9, stalled_workers=0, totals=Totals()))
     assert scraped(metrics)["slots", "toy"] == 9
     metrics.unwatch("toy")
     samples = scraped(metrics)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dragoman_server.engine.messages import DecodingOptions, Failed, Finished
-from dragoman_server.errors import EngineError
+from dragoman_server.errors import CancelledError, EngineError
 
 GREEDY = DecodingOptions(beam_size=1)
 
@@ -37,8 +41,85 @@ def test_a_failing_encoder_fails_its_batch_alone(bench_of, scripted_runner, call
     assert bench.worker.slots_in_use == 0
 
 
+@pytest.fixture(scope="session")
+def allergic_runner(scripted_runner):
+    """A runner that raises where a source with token 13 has part in a run of that verb."""
+
+    class Allergic(scripted_runner):
+        verb = "step"
+
+        def encode(self, sources, slots):
+            if self.verb == "encode" and any(13 in source for source in sources):
+                raise RuntimeError("allergy")
+            super().encode(sources, slots)
+
+        def step(self, tokens, lengths, top_k):
+            if self.verb == "step" and any(13 in self.memory[slot] for slot in range(len(tokens))):
+                raise RuntimeError("allergy")
+            return super().step(tokens, lengths, top_k)
+
+    return Allergic
+
+
+@pytest.mark.parametrize("verb", ["encode", "step"])
+@given(
+    st.lists(st.lists(st.integers(3, 15), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12),
+    st.sampled_from([GREEDY, DecodingOptions(beam_size=3, n_best=2)]),
+)
+@settings(deadline=None, max_examples=40)
+def test_only_the_guilty_fail_and_the_others_come_out_as_ever(
+    bench_of, scripted_runner, allergic_runner, caller, verb, sources, options
+):
+    runner = allergic_runner()
+    runner.verb = verb
+    bench, healthy = bench_of(runner), bench_of(scripted_runner())
+    several = [caller(source, options, wants_progress=True) for source in sources]
+    expected = [caller(source, options, wants_progress=True) for source in sources]
+    logging.disable()
+    bench.put(*several)
+    bench.finish()
+    logging.disable(logging.NOTSET)
+    healthy.put(*expected)
+    healthy.finish()
+    for one, other in zip(several, expected, strict=True):
+        if 13 in one.request.source:
+            assert isinstance(one.end.error, EngineError)
+        else:
+            assert one.end.hypotheses == other.end.hypotheses
+            assert all(len(tokens) < len(longer) for tokens, longer in pairwise(one.progress))
+    assert bench.worker.slots_in_use == 0
+
+
+def test_one_guilty_among_many_costs_few_repetitions(bench_of, allergic_runner, caller, caplog):
+    bench = bench_of(allergic_runner(max_rows=64))
+    several = [caller((number % 9 + 3,), GREEDY) for number in range(31)]
+    with caplog.at_level(logging.CRITICAL, "dragoman_server"):
+        bench.put(*several[:16], caller((13,), GREEDY), *several[16:])
+        bench.finish()
+    encoded = sum(len(batch) for batch in bench.runner.encoded)
+    assert 32 < encoded <= 32 * (1 + math.log2(32))
+
+
+def test_who_waits_in_quarantine_can_be_cancelled_and_nobody_joins(bench_of, allergic_runner, caller, caplog):
+    bench = bench_of(allergic_runner())
+    bad, suspect, innocent, newcomer = (caller(source, GREEDY) for source in ((13,), (3,), (4,), (5,)))
+    bench.put(bad, suspect, innocent)
+    with caplog.at_level(logging.CRITICAL, "dragoman_server"):
+        bench.worker.step()  # fails; all are suspects now, and go on in two groups
+        bench.put(newcomer)
+        for one in (suspect, innocent):
+            bench.queue.cancel(one.request)
+        bench.worker.step()  # the guilty one is alone
+        assert isinstance(bad.end.error, EngineError)
+        assert not newcomer.events
+        bench.finish()
+    assert isinstance(suspect.end.error, CancelledError)
+    assert isinstance(innocent.end.error, CancelledError)
+    assert isinstance(newcomer.end, Finished)
+
+
 @pytest.mark.parametrize("method", ["step", "copy"])
-def test_a_failing_step_fails_its_batch_and_the_next_one_works(
+def test_a_step_that_always_fails_fails_its_batch_and_the_next_one_works(
     bench_of, scripted_runner, caller, monkeypatch, method
 ):
     bench = bench_of(scripted_runner())

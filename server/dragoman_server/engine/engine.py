@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from dragoman_server.engine.messages import Request, output_limit
+from dragoman_server.engine.answers import Answers
+from dragoman_server.engine.messages import Failed, Request, output_limit
 from dragoman_server.engine.runner import Extent, Runner, RunnerLimits
 from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.telemetry import EngineStats, Observer, Telemetry
 from dragoman_server.engine.worker import Worker
-from dragoman_server.errors import InvalidRequestError, QueueFullError
+from dragoman_server.errors import InvalidRequestError, QueueFullError, StalledError
 
 __all__ = ["Engine"]
+
+_log = logging.getLogger(__name__)
+_JOIN_SECONDS = 0.1
 
 
 class Engine:
@@ -29,6 +35,7 @@ class Engine:
         max_queue: Requests that may wait for slots before further ones are refused.
         bos_id: The token that starts every output.
         eos_id: The token that ends an output.
+        stall_seconds: How long one step may take, its encoder runs included, before `check` gives it up.
         observer: Is told of every encoder run, step and end of a request.
 
     Raises:
@@ -42,6 +49,7 @@ class Engine:
         max_queue: int,
         bos_id: int,
         eos_id: int,
+        stall_seconds: float = math.inf,
         observer: Observer | None = None,
     ) -> None:
         if not runners:
@@ -51,6 +59,9 @@ class Engine:
         self._runners = tuple(runners)
         self._telemetry = Telemetry(observer)
         self._queue = SharedQueue(Scheduler(max_queue), workers=len(runners))
+        self._answers = Answers(self._queue, self._telemetry)
+        self._stall_seconds = stall_seconds
+        self._stalled: frozenset[int] = frozenset()
         self._workers = [
             Worker(runner, self._queue, self._telemetry, number=number, bos_id=bos_id, eos_id=eos_id)
             for number, runner in enumerate(runners)
@@ -73,6 +84,11 @@ class Engine:
         """Threads that decode, each on a runner of its own."""
         return len(self._workers)
 
+    @property
+    def stalled_workers(self) -> int:
+        """How many workers the last `check` found standing still."""
+        return len(self._stalled)
+
     def submit(self, request: Request) -> None:
         """Accept a request; its `notify` then gets exactly one `Finished` or `Failed`.
 
@@ -82,7 +98,10 @@ class Engine:
             InvalidRequestError: `source` or `beam_size` does not fit the runners, or their memory.
             QueueFullError: too many requests wait; it says when to retry.
             ShuttingDownError: after `drain` or `close`.
+            StalledError: every worker stands still.
         """
+        if self.stalled_workers == self.workers:
+            raise _stalled()
         self._check(request)
         bounds = [output_limit(len(request.source)), self._limits.max_target_tokens]
         if request.options.max_output_tokens is not None:
@@ -104,6 +123,23 @@ class Engine:
         """
         self._queue.cancel(request)
 
+    def check(self) -> None:
+        """Look for workers that stand still; to be called every now and then.
+
+        What such a worker holds fails at once. What waits is left to the others; where all stand still, it
+        fails too. A worker that comes back finds its requests cancelled, and works on.
+        """
+        stalled = frozenset(number for number in range(self.workers) if self._stands_still(number))
+        if stalled != self._stalled:
+            _log.error("%d of %d workers stand still: %s", len(stalled), self.workers, sorted(stalled))
+        self._stalled = stalled
+        lost = [request for number in stalled for request in self._queue.held_by(number)]
+        if len(stalled) == self.workers:
+            lost += self._queue.take_all()
+        for request in lost:
+            request.cancelled = True
+            self._answers.end(request, Failed(_stalled()))
+
     def stats(self) -> EngineStats:
         """The queue, the slots and the totals."""
         return EngineStats(
@@ -111,6 +147,7 @@ class Engine:
             unanswered=self._queue.unanswered,
             slots_in_use=sum(worker.slots_in_use for worker in self._workers),
             slots=self._slots,
+            stalled_workers=self.stalled_workers,
             totals=self._telemetry.totals,
         )
 
@@ -128,11 +165,13 @@ class Engine:
     def close(self) -> None:
         """Stop the threads after their current step; what is left gets `Failed(ShuttingDownError)`.
 
-        Not to be called from a `notify`, which runs on one of these threads.
+        A worker that stands still is not waited for. Not to be called from a `notify`, which runs on one of
+        these threads.
         """
         self._queue.stop()
-        for thread in self._threads:
-            thread.join()
+        for number, thread in enumerate(self._threads):
+            while thread.is_alive() and not self._stands_still(number):
+                thread.join(_JOIN_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +183,11 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _stands_still(self, number: int) -> bool:
+        busy_since = self._workers[number].busy_since
+        too_long = busy_since is not None and time.monotonic() - busy_since > self._stall_seconds
+        return too_long or not self._threads[number].is_alive()
 
     def _check(self, request: Request) -> None:
         length, limits = len(request.source), self._limits
@@ -178,3 +222,7 @@ def _limits_of_all(runners: Sequence[Runner]) -> RunnerLimits:
         max_target_tokens=min(limit.max_target_tokens for limit in limits),
         vocabulary_size=min(limit.vocabulary_size for limit in limits),
     )
+
+
+def _stalled() -> StalledError:
+    return StalledError("the network does not come back; the server is no use until it does, or is restarted")

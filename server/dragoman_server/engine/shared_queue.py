@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class SharedQueue:
         self._work = threading.Condition(lock)
         self._all_answered = threading.Condition(lock)
         self._unanswered = 0
+        self._holders: dict[Request, int | None] = {}
+        """Who is owed an answer, and the worker that has it; `None` while it waits."""
         self._accepting = True
         self._stopped = False
 
@@ -67,6 +70,7 @@ class SharedQueue:
                 raise ShuttingDownError("the server is shutting down")
             self._scheduler.add(request)
             self._unanswered += 1
+            self._holders[request] = None
             self._work.notify()
 
     def cancel(self, request: Request) -> None:
@@ -113,6 +117,7 @@ class SharedQueue:
             waiting_before = self._scheduler.waiting_slots
             batches = self._scheduler.admit(held, fits, now, share)
             self._held[worker] += waiting_before - self._scheduler.waiting_slots
+            self._holders |= dict.fromkeys(itertools.chain(dropped, *batches), worker)
             return Intake(dropped, batches)
 
     def take_all(self) -> list[Request]:
@@ -120,8 +125,21 @@ class SharedQueue:
         with self._work:
             return self._scheduler.clear()
 
+    def claim(self, request: Request) -> bool:
+        """Take it upon oneself to answer an accepted request; False: somebody has done so before."""
+        with self._work:
+            if request not in self._holders:
+                return False
+            del self._holders[request]
+            return True
+
+    def held_by(self, worker: int) -> list[Request]:
+        """What that worker has taken, and nobody has claimed."""
+        with self._work:
+            return [request for request, holder in self._holders.items() if holder == worker]
+
     def answered(self) -> None:
-        """Note that one accepted request got its last event."""
+        """Note that one claimed request got its last event."""
         with self._all_answered:
             self._unanswered -= 1
             if self._unanswered == 0:

@@ -118,6 +118,7 @@ class EngineStats:
     """Requests accepted and not answered yet, waiting or decoding."""
     slots_in_use: int
     slots: int
+    stalled_workers: int
     totals: Totals
 
 

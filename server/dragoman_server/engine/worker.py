@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dragoman_server.engine.messages import Event, Failed, Finished, Progress, Request, Timing
+from dragoman_server.engine.answers import Answers
+from dragoman_server.engine.messages import Failed, Finished, Progress, Request, Timing
+from dragoman_server.engine.quarantine import Quarantine, Suspect
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, Runner
 from dragoman_server.engine.scheduler import is_expired
 from dragoman_server.engine.search import Beam, Search
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.slots import SlotPool
-from dragoman_server.engine.telemetry import EncodeRecord, StepRecord, Telemetry, finish_record
+from dragoman_server.engine.telemetry import EncodeRecord, StepRecord, Telemetry
 from dragoman_server.errors import CancelledError, DeadlineError, EngineError, ShuttingDownError
 
 __all__ = ["Worker"]
@@ -38,7 +40,8 @@ class _Decoding:
 class Worker:
     """Steps the requests that one runner holds; they join and leave at every step.
 
-    Everything but `slots_in_use` belongs to the one thread that calls `run`, or `step`.
+    Where a step fails, those who shared it are decoded again, and the guilty one alone is given up. All but
+    the properties belongs to the one thread that calls `run`, or `step`.
 
     Args:
         runner: Used by this worker alone.
@@ -64,30 +67,43 @@ class Worker:
         self._runner = runner
         self._queue = queue
         self._telemetry = telemetry
+        self._answers = Answers(queue, telemetry)
         self._number = number
         self._clock = clock
         limits = runner.limits
         self._slots = SlotPool(limits.max_rows)
         self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id)
         self._decoding: list[_Decoding] = []
+        self._quarantine = Quarantine()
+        self._busy_since: float | None = None
 
     @property
     def slots_in_use(self) -> int:
         """Slots that requests hold."""
         return self._slots.in_use
 
+    @property
+    def busy_since(self) -> float | None:
+        """When the step in progress began; `None` between two steps."""
+        return self._busy_since
+
     def run(self) -> None:
         """Step until the queue is stopped; then fail what is left."""
         while not self._queue.stopped:
-            if self._decoding or self._queue.wait_for_work(self._number):
+            if self._decoding or self._quarantine.is_open or self._queue.wait_for_work(self._number):
                 self.step()
         for decoding in list(self._decoding):
             self._leave(decoding, Failed(_shut_down()))
-        for request in self._queue.take_all():
-            self._answer(request, Failed(_shut_down()))
+        for request in [*self._quarantine.requests, *self._queue.take_all()]:
+            self._answers.end(request, Failed(_shut_down()))
 
     def step(self) -> None:
         """Take in what waits, run one decode step, and answer what is finished."""
+        self._busy_since = self._clock()
+        self._step()
+        self._busy_since = None
+
+    def _step(self) -> None:
         self._schedule()
         if not self._decoding:
             return
@@ -96,21 +112,37 @@ class Worker:
             self._extend(log_probs, token_ids)
         except Exception as error:
             _log.exception("a decode step of %d requests failed", len(self._decoding))
-            for decoding in list(self._decoding):
-                self._leave(decoding, Failed(_engine_error("the decode step failed", error)))
+            self._isolate(error)
         self._update()
 
     def _schedule(self) -> None:
         """Let go of who is gone, and encode who is admitted."""
         now = self._clock()
         for decoding in list(self._decoding):
-            if decoding.request.cancelled or is_expired(decoding.request, now):
+            if _is_gone(decoding.request, now):
                 self._leave(decoding, Failed(_why_gone(decoding.request)))
-        intake = self._queue.take(self._number, self._promised(), self._runner.fits, now)
+        for request in self._quarantine.drop(lambda request: _is_gone(request, now)):
+            self._answers.end(request, Failed(_why_gone(request)))
+        if self._quarantine.is_open and not self._decoding:
+            for suspect in self._quarantine.next_group():
+                self._encode([suspect.request], suspect.admitted, suspect.progress)
+        # Who is in quarantine shares no step with anybody who is not.
+        fits = _no_room if self._quarantine.is_open else self._runner.fits
+        intake = self._queue.take(self._number, self._promised(), fits, now)
         for request in intake.dropped:
-            self._answer(request, Failed(_why_gone(request)))
+            self._answers.end(request, Failed(_why_gone(request)))
         for batch in intake.batches:
             self._encode(batch, now)
+
+    def _isolate(self, error: Exception) -> None:
+        """Give up the request whose step has failed; of several, find out which."""
+        if len(self._decoding) == 1:
+            self._leave(self._decoding[0], Failed(_engine_error("the decode step failed", error)))
+            return
+        suspects = [Suspect(one.request, one.admitted, one.progress) for one in self._decoding]
+        for decoding in list(self._decoding):
+            self._release(decoding)
+        self._quarantine.add(suspects)
 
     def _promised(self) -> Extent:
         """What the requests that decode may come to need: each its whole beam at its greatest length."""
@@ -126,7 +158,7 @@ class Worker:
         sources = (len(decoding.request.source) for decoding in self._decoding)
         return Extent(self._slots.span, 1 + self._search.longest(), max(sources, default=0))
 
-    def _encode(self, batch: list[Request], admitted: float) -> None:
+    def _encode(self, batch: list[Request], admitted: float, progress: int = 0) -> None:
         sources = [request.source for request in batch]
         used = self._used().joined_by(
             sum(request.options.beam_size for request in batch), 1, max(map(len, sources))
@@ -140,16 +172,21 @@ class Worker:
             self._runner.encode(sources, slots)
         except Exception as error:
             _log.exception("encoding %d requests failed", len(batch))
-            for request, held in zip(batch, slots, strict=True):
+            for held in slots:
                 self._slots.release(held)
-                self._answer(request, Failed(_engine_error("the encoder failed", error)))
+            if len(batch) == 1:
+                self._answers.end(batch[0], Failed(_engine_error("the encoder failed", error)))
+                return
+            for request in batch:
+                self._encode([request], admitted)
             return
         ended = self._clock()
         lengths = [len(source) for source in sources]
         padding = len(batch) * max(lengths) - sum(lengths)
         self._telemetry.encoded(EncodeRecord(len(batch), sum(lengths), padding, ended - started))
         for request, held in zip(batch, slots, strict=True):
-            self._decoding.append(_Decoding(request, self._search.start(request, held), admitted, ended))
+            beam = self._search.start(request, held)
+            self._decoding.append(_Decoding(request, beam, admitted, ended, progress))
 
     def _run(self) -> tuple[FloatArray, IntArray]:
         """Step the rows; returns log-probabilities and ids of their continuations, `[rows, k]` each."""
@@ -205,27 +242,24 @@ class Worker:
         tokens = self._search.settled(decoding.beam)
         if len(tokens) > decoding.progress:
             decoding.progress = len(tokens)
-            self._notify(decoding.request, Progress(tokens))
+            self._answers.tell(decoding.request, Progress(tokens))
 
     def _leave(self, decoding: _Decoding, event: Finished | Failed) -> None:
+        self._release(decoding)
+        self._answers.end(decoding.request, event)
+
+    def _release(self, decoding: _Decoding) -> None:
         self._decoding.remove(decoding)
         self._search.release(decoding.beam)
         self._slots.release(decoding.beam.slots)
-        self._answer(decoding.request, event)
 
-    def _answer(self, request: Request, event: Finished | Failed) -> None:
-        """Send a request's last event; whoever has got it finds it counted."""
-        self._telemetry.finished(finish_record(request, event))
-        self._notify(request, event)
-        self._queue.answered()
 
-    @staticmethod
-    def _notify(request: Request, event: Event) -> None:
-        try:
-            request.notify(event)
-        except Exception:
-            _log.exception("a caller could not be told of an event; its request is cancelled")
-            request.cancelled = True
+def _no_room(extent: Extent) -> bool:
+    return False
+
+
+def _is_gone(request: Request, now: float) -> bool:
+    return request.cancelled or is_expired(request, now)
 
 
 def _result(decoding: _Decoding, now: float) -> Finished | Failed:

@@ -60,8 +60,14 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_serving(True)
         await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Have health checks say SERVING or NOT_SERVING; calls are taken all the same."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, drain_seconds: float) -> bool:
         """Say NOT_SERVING, refuse new translations, wait for those in progress, close.

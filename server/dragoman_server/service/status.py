@@ -21,6 +21,7 @@ from dragoman_server.errors import (
     ModelNotFoundError,
     QueueFullError,
     ShuttingDownError,
+    StalledError,
 )
 
 __all__ = ["abort", "code_of"]
@@ -37,6 +38,7 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     CancelledError: grpc.StatusCode.CANCELLED,
     asyncio.CancelledError: grpc.StatusCode.CANCELLED,
     ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
+    StalledError: grpc.StatusCode.UNAVAILABLE,
 }
 # Metadata has room for about 8 KB; a message is there once as text and once in the details.
 _MAX_MESSAGE = 1024
