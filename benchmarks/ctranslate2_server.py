@@ -27,6 +27,7 @@ from dragoman_server.config import CallLimits
 from dragoman_server.engine import Failed, Finished, FinishReason, Hypothesis, Request, Timing
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
+from dragoman_server.service.listening import Listener
 from dragoman_server.service.server import GrpcServer
 from dragoman_server.special_ids import EOS_ID
 from dragoman_server.tokenizer import Tokenizer
@@ -130,7 +131,7 @@ async def serve(model: ServedModel) -> None:
     """Until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = GrpcServer("127.0.0.1", 0, CallLimits(), lambda *_: None)
+    server = GrpcServer(Listener(), CallLimits(), lambda *_: None)
     await server.start(ModelTable([model]))
     print(json.dumps({"address": server.address, "metrics_address": None}), flush=True)
     await stop.wait()

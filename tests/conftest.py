@@ -24,6 +24,7 @@ from dragoman_server.engine.messages import (
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.errors import CancelledError, QueueFullError
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
+from dragoman_server.service.listening import Listener
 from dragoman_server.service.server import GrpcServer
 from dragoman_server.translator import Translator
 
@@ -176,11 +177,14 @@ def served(
 class ServerThread:
     """A real gRPC server on a port of its own, on an event loop of its own."""
 
-    def __init__(self, *models: ServedModel, limits: CallLimits | None = None) -> None:
+    def __init__(
+        self, *models: ServedModel, limits: CallLimits | None = None, listener: Listener | None = None
+    ) -> None:
         self.calls: list[tuple[str, str]] = []
         """Method and status code of every call that has ended."""
         self._models = ModelTable(models)
         self._limits = limits or CallLimits(max_texts=4, max_text_bytes=1000, max_beam_size=6)
+        self._listener = listener or Listener()
         self._started = threading.Event()
         self._stopped: asyncio.Event
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -190,7 +194,7 @@ class ServerThread:
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self.grpc = GrpcServer("127.0.0.1", 0, self._limits, self._observe)
+        self.grpc = GrpcServer(self._listener, self._limits, self._observe)
         self.address = self.grpc.address
         await self.grpc.start(self._models)
         self._started.set()
@@ -231,8 +235,10 @@ def start_server() -> Iterator[Callable[..., ServerThread]]:
     """Starts servers that stop with the test."""
     servers: list[ServerThread] = []
 
-    def start(*models: ServedModel, limits: CallLimits | None = None) -> ServerThread:
-        servers.append(ServerThread(*models, limits=limits))
+    def start(
+        *models: ServedModel, limits: CallLimits | None = None, listener: Listener | None = None
+    ) -> ServerThread:
+        servers.append(ServerThread(*models, limits=limits, listener=listener))
         return servers[-1]
 
     yield start

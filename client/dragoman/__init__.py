@@ -12,14 +12,17 @@ from __future__ import annotations
 from dragoman.admin_client import AdminClient
 from dragoman.aio_client import AsyncClient, AsyncTranslationStream
 from dragoman.client import Client, TranslationStream
+from dragoman.credentials import Credentials
 from dragoman.errors import (
     Cancelled,
     DeadlineExceeded,
     DragomanError,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from dragoman.options import TranslateOptions
@@ -31,6 +34,7 @@ __all__ = [
     "AsyncTranslationStream",
     "Cancelled",
     "Client",
+    "Credentials",
     "DeadlineExceeded",
     "DragomanError",
     "FinishReason",
@@ -40,11 +44,13 @@ __all__ = [
     "Model",
     "ModelSummary",
     "NotFound",
+    "PermissionDenied",
     "ResourceExhausted",
     "ServerError",
     "Timing",
     "TranslateOptions",
     "Translation",
     "TranslationStream",
+    "Unauthenticated",
     "Unavailable",
 ]

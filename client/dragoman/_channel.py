@@ -6,24 +6,29 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypedDict, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from dragoman.credentials import Credentials
 from dragoman.errors import (
     Cancelled,
     DeadlineExceeded,
     DragomanError,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 
-__all__ = ["Connection", "channel_options", "typed_errors"]
+__all__ = ["CallArguments", "Connection", "channel_options", "metadata_of", "target_of", "typed_errors"]
+
+_Metadata = tuple[tuple[str, str], ...]
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
@@ -46,32 +51,77 @@ _SERVICE_CONFIG = {
     ],
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
 }
+_HEALTH = {"healthCheckConfig": {"serviceName": ""}}
+"""Asks every server of a channel whether it is SERVING, all the time, and sends calls to those alone. Not
+where the server wants a token, which gRPC would not send with this question."""
 
 
-def channel_options(endpoint: str) -> list[tuple[str, str | int]]:
+class CallArguments(TypedDict):
+    """What every call of a stub is given."""
+
+    timeout: float
+    metadata: _Metadata
+
+
+def channel_options(endpoint: str, credentials: Credentials) -> list[tuple[str, str | int]]:
     """The options of a channel to `endpoint`.
 
     A proxy that the environment names is not asked for this machine itself, which it cannot reach.
     """
+    config = _SERVICE_CONFIG if credentials.token else _SERVICE_CONFIG | _HEALTH
     return [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(config)),
         # The server bounds what it takes; what it answers may be several times as long.
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
+        # A server that is gone without a word is noticed while a call waits for it.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.enable_http_proxy", int(not endpoint.startswith(_LOOPBACK))),
     ]
+
+
+def target_of(endpoint: str) -> str:
+    """What gRPC is to resolve: of several servers `A:1,B:2`, their addresses."""
+    return endpoint if "," not in endpoint or ":///" in endpoint else f"ipv4:{endpoint}"
+
+
+def metadata_of(endpoint: str, credentials: Credentials) -> _Metadata:
+    """What goes with every call.
+
+    Raises:
+        ValueError: the token could be read on its way.
+    """
+    if not credentials.token:
+        return ()
+    if credentials.of_channel() is None and not endpoint.startswith(_LOOPBACK):
+        raise ValueError(
+            f"a token would go to {endpoint} for everybody to read; use TLS: DRAGOMAN_TLS=1, or DRAGOMAN_CA"
+        )
+    return (("authorization", f"Bearer {credentials.token}"),)
 
 
 class Connection:
     """A synchronous client's channel; closes with the context it is used in.
 
     Args:
-        endpoint: HOST:PORT, or any other target that gRPC resolves.
+        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
+        credentials: By default what the environment says.
+
+    Raises:
+        ValueError: a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        self._channel = grpc.insecure_channel(endpoint, options=channel_options(endpoint))
+    def __init__(self, endpoint: str, credentials: Credentials | None = None) -> None:
+        credentials = credentials or Credentials.from_environment()
+        self._metadata = metadata_of(endpoint, credentials)
+        options, secret = channel_options(endpoint, credentials), credentials.of_channel()
+        if secret is None:
+            self._channel = grpc.insecure_channel(target_of(endpoint), options=options)
+        else:
+            self._channel = grpc.secure_channel(target_of(endpoint), secret, options=options)
 
     def close(self) -> None:
         """Close the connections; calls in progress are cancelled."""
@@ -117,6 +167,10 @@ def _typed(error: grpc.RpcError) -> DragomanError:
             return DeadlineExceeded(message)
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable(message)
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthenticated(message)
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return PermissionDenied(message)
         case grpc.StatusCode.CANCELLED:
             return Cancelled(message)
     return ServerError(message, code.name)

@@ -8,7 +8,7 @@ from typing import Self, Unpack, overload
 
 import grpc.aio
 
-from dragoman._channel import channel_options, typed_errors
+from dragoman._channel import CallArguments, channel_options, metadata_of, target_of, typed_errors
 from dragoman._messages import (
     StreamReader,
     parse_model,
@@ -17,6 +17,7 @@ from dragoman._messages import (
     stream_request,
     translate_request,
 )
+from dragoman.credentials import Credentials
 from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, TranslateArguments, TranslateOptions
 from dragoman.results import Model, ModelSummary, Translation
 from dragoman.v1 import translation_pb2 as pb
@@ -34,13 +35,30 @@ class AsyncClient:
     method raises the errors of `dragoman.errors`.
 
     Args:
-        endpoint: HOST:PORT, or any other target that gRPC resolves.
+        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
         timeout: Seconds that a call may take where it does not say itself.
+        credentials: By default what the environment says.
+
+    Raises:
+        ValueError: a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read.
     """
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(endpoint, options=channel_options(endpoint))
+        credentials = credentials or Credentials.from_environment()
+        self._metadata = metadata_of(endpoint, credentials)
+        options, secret = channel_options(endpoint, credentials), credentials.of_channel()
+        if secret is None:
+            self._channel = grpc.aio.insecure_channel(target_of(endpoint), options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(target_of(endpoint), secret, options=options)
         self._stub = TranslationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @overload
@@ -75,7 +93,7 @@ class AsyncClient:
         texts = [text] if isinstance(text, str) else text
         request = translate_request(texts, TranslateOptions(**options))
         with typed_errors():
-            response = await self._stub.Translate(request, timeout=self._seconds(timeout))
+            response = await self._stub.Translate(request, **self._call(timeout))
         translations = parse_translations(response)
         return translations[0] if isinstance(text, str) else translations
 
@@ -84,20 +102,18 @@ class AsyncClient:
     ) -> AsyncTranslationStream:
         """Translate one text and receive it as it grows; arguments are those of `translate`."""
         request = stream_request(text, TranslateOptions(**options))
-        return AsyncTranslationStream(self._stub.TranslateStream(request, timeout=self._seconds(timeout)))
+        return AsyncTranslationStream(self._stub.TranslateStream(request, **self._call(timeout)))
 
     async def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
         """The models that the server holds."""
         with typed_errors():
-            response = await self._stub.ListModels(pb.ListModelsRequest(), timeout=self._seconds(timeout))
+            response = await self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout))
         return [parse_summary(message) for message in response.models]
 
     async def model(self, name: str, *, timeout: float | None = None) -> Model:
         """All that the server says of the model `name`."""
         with typed_errors():
-            response = await self._stub.GetModel(
-                pb.GetModelRequest(name=name), timeout=self._seconds(timeout)
-            )
+            response = await self._stub.GetModel(pb.GetModelRequest(name=name), **self._call(timeout))
         return parse_model(response)
 
     async def wait_ready(self, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -107,7 +123,7 @@ class AsyncClient:
             DeadlineExceeded: it did not within `timeout` seconds.
         """
         with typed_errors():
-            await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, wait_for_ready=True)
+            await self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout), wait_for_ready=True)
 
     async def close(self) -> None:
         """Close the connections; calls in progress are cancelled."""
@@ -124,8 +140,8 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+    def _call(self, timeout: float | None) -> CallArguments:
+        return {"timeout": self._timeout if timeout is None else timeout, "metadata": self._metadata}
 
 
 class AsyncTranslationStream(AsyncIterator[str]):

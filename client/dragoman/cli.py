@@ -48,6 +48,7 @@ _app.command(
 _app.command("dragoman_export.cli:export", name="export", help="Export a checkpoint to a bundle.")
 _app.command("dragoman_server.cli_inspect:inspect", name="inspect", help="Show what a bundle is.")
 _app.command("dragoman_server.serve:serve", name="serve", help="Serve bundles over gRPC.")
+_app.command("dragoman_server.cli_token:token", name="token", help="Make a token for a server's callers.")
 _app.command("dragoman.cli_translate:translate", name="translate", help="Translate text with a server.")
 _app.command("dragoman.cli_models:app", name="models", help="List, load and roll out a server's models.")
 _app.command("dragoman_loadtest.cli:app", name="loadtest", help="Load test a server.")
@@ -60,6 +61,7 @@ _EXTRAS = {
     "export": "train",
     "inspect": "server",
     "serve": "server",
+    "token": "server",
     "loadtest": "loadtest",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self, Unpack, overload
 
-from dragoman._channel import Connection, typed_errors
+from dragoman._channel import CallArguments, Connection, typed_errors
 from dragoman._messages import (
     StreamReader,
     parse_model,
@@ -15,6 +15,7 @@ from dragoman._messages import (
     stream_request,
     translate_request,
 )
+from dragoman.credentials import Credentials
 from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, TranslateArguments, TranslateOptions
 from dragoman.results import Model, ModelSummary, Translation
 from dragoman.v1 import translation_pb2 as pb
@@ -30,12 +31,23 @@ class Client(Connection):
     method raises the errors of `dragoman.errors`.
 
     Args:
-        endpoint: HOST:PORT, or any other target that gRPC resolves.
+        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
         timeout: Seconds that a call may take where it does not say itself.
+        credentials: By default what the environment says.
+
+    Raises:
+        ValueError: a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read.
     """
 
-    def __init__(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        super().__init__(endpoint)
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_ENDPOINT,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        credentials: Credentials | None = None,
+    ) -> None:
+        super().__init__(endpoint, credentials)
         self._timeout = timeout
         self._stub = TranslationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -71,7 +83,7 @@ class Client(Connection):
         texts = [text] if isinstance(text, str) else text
         request = translate_request(texts, TranslateOptions(**options))
         with typed_errors():
-            response = self._stub.Translate(request, timeout=self._seconds(timeout))
+            response = self._stub.Translate(request, **self._call(timeout))
         translations = parse_translations(response)
         return translations[0] if isinstance(text, str) else translations
 
@@ -80,18 +92,18 @@ class Client(Connection):
     ) -> TranslationStream:
         """Translate one text and receive it as it grows; arguments are those of `translate`."""
         request = stream_request(text, TranslateOptions(**options))
-        return TranslationStream(self._stub.TranslateStream(request, timeout=self._seconds(timeout)))
+        return TranslationStream(self._stub.TranslateStream(request, **self._call(timeout)))
 
     def models(self, *, timeout: float | None = None) -> list[ModelSummary]:
         """The models that the server holds."""
         with typed_errors():
-            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._seconds(timeout))
+            response = self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout))
         return [parse_summary(message) for message in response.models]
 
     def model(self, name: str, *, timeout: float | None = None) -> Model:
         """All that the server says of the model `name`."""
         with typed_errors():
-            response = self._stub.GetModel(pb.GetModelRequest(name=name), timeout=self._seconds(timeout))
+            response = self._stub.GetModel(pb.GetModelRequest(name=name), **self._call(timeout))
         return parse_model(response)
 
     def wait_ready(self, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -101,10 +113,10 @@ class Client(Connection):
             DeadlineExceeded: it did not within `timeout` seconds.
         """
         with typed_errors():
-            self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout, wait_for_ready=True)
+            self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout), wait_for_ready=True)
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+    def _call(self, timeout: float | None) -> CallArguments:
+        return {"timeout": self._timeout if timeout is None else timeout, "metadata": self._metadata}
 
 
 class _StreamCall(Protocol):

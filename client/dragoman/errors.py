@@ -6,6 +6,8 @@ DragomanError
 ├── ResourceExhausted (RuntimeError)   the server has no room; `retry_after` says when to try again
 ├── DeadlineExceeded (TimeoutError)    no answer within the call's timeout
 ├── Unavailable (ConnectionError)      the server cannot be reached, or stops
+├── Unauthenticated (PermissionError)  the server asks for a token, and for another than was sent
+├── PermissionDenied (PermissionError) the token does not stand for this
 ├── Cancelled (RuntimeError)           the call was cancelled
 └── ServerError (RuntimeError)         anything else the server answered
 """
@@ -18,8 +20,10 @@ __all__ = [
     "DragomanError",
     "InvalidArgument",
     "NotFound",
+    "PermissionDenied",
     "ResourceExhausted",
     "ServerError",
+    "Unauthenticated",
     "Unavailable",
 ]
 
@@ -56,6 +60,14 @@ class DeadlineExceeded(DragomanError, TimeoutError):  # noqa: N818
 
 class Unavailable(DragomanError, ConnectionError):  # noqa: N818
     """The server cannot be reached, or is shutting down."""
+
+
+class Unauthenticated(DragomanError, PermissionError):  # noqa: N818
+    """The server asks for a token, or knows another than was sent."""
+
+
+class PermissionDenied(DragomanError, PermissionError):  # noqa: N818
+    """The token sent does not stand for what was asked."""
 
 
 class Cancelled(DragomanError, RuntimeError):  # noqa: N818

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,10 +26,13 @@ class CallLimits:
     """Bytes per text, in UTF-8."""
     max_beam_size: int = 8
     """Largest beam a call may ask for."""
+    write_seconds: float = 10.0
+    """How long a caller may leave a message of a stream unread, in seconds."""
 
     def __post_init__(self) -> None:
         for flag in ("max_texts", "max_text_bytes", "max_beam_size"):
             _require_at_least(1, flag, getattr(self, flag))
+        _require_positive("write_seconds", self.write_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,21 @@ class ServerConfig(CallLimits):
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 50051
     """Port to listen on; 0 for any free one."""
+    tls_certificate: Path | None = None
+    """Certificate chain, in PEM: connections are encrypted. It may be renewed while the server runs."""
+    tls_key: Path | None = None
+    """The certificate's private key, in PEM."""
+    tls_client_ca: Path | None = None
+    """Certificates, in PEM, of who signs those that clients must have (mutual TLS)."""
+    tokens: Path | None = None
+    """File of those who may translate, as `dragoman token` writes it; without it, everybody may."""
+    open_health: bool = False
+    """Answer health checks without a token, too."""
+    keepalive_seconds: float = 2.0
+    """How often a silent client is asked for a sign of life, and how long that may take."""
+    max_connection_age_seconds: float = 0.0
+    """Have clients connect anew after so long, which spreads them over servers behind a balancer; 0 for
+    never."""
     device: Literal["cpu"] = "cpu"
     """Where the networks run."""
     precision: str = "auto"
@@ -68,6 +87,8 @@ class ServerConfig(CallLimits):
     """Port of the service that loads and unloads models, 0 for any free one; by default there is none."""
     admin_host: str = "127.0.0.1"
     """Address that it listens on: whoever reaches it decides what is served."""
+    admin_tokens: Path | None = None
+    """File of those who may administer; without it, everybody who reaches the port may."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
     drain_seconds: float = 30.0
@@ -86,19 +107,53 @@ class ServerConfig(CallLimits):
         for flag in ("admin_port", "metrics_port"):
             if getattr(self, flag) is not None:
                 _require_port(flag, getattr(self, flag))
-        for flag in ("drain_seconds", "watch_seconds"):
+        for flag in ("drain_seconds", "watch_seconds", "max_connection_age_seconds"):
             _require_not_negative(flag, getattr(self, flag))
-        if not self.stall_seconds > 0.0:
-            raise ValueError(f"--stall-seconds must be above 0, not {self.stall_seconds}")
+        for flag in ("stall_seconds", "keepalive_seconds"):
+            _require_positive(flag, getattr(self, flag))
+        self._require_closed_doors()
         if self.max_beam_size > self.max_rows:
             raise ValueError(
                 f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"
             )
 
+    def _require_closed_doors(self) -> None:
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-ca needs --tls-certificate and --tls-key: there is no TLS without")
+        for flag, tokens, host in (
+            ("tokens", self.tokens, self.host),
+            ("admin-tokens", self.admin_tokens, self.admin_host),
+        ):
+            if tokens is not None and self.tls_certificate is None and not _is_loopback(host):
+                raise ValueError(
+                    f"--{flag} without --tls-certificate would send tokens readable through the network of "
+                    f"{host}; give a certificate, or listen on 127.0.0.1"
+                )
+        closed = self.admin_tokens is not None or self.tls_client_ca is not None
+        if self.admin_port is not None and not closed and not _is_loopback(self.admin_host):
+            raise ValueError(
+                f"--admin-host {self.admin_host} would let everybody decide what is served; give "
+                "--admin-tokens or --tls-client-ca, or listen on 127.0.0.1"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 def _require_at_least(least: int, flag: str, value: int) -> None:
     if value < least:
         raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
+
+
+def _require_positive(flag: str, value: float) -> None:
+    if not value > 0.0:
+        raise ValueError(f"--{flag.replace('_', '-')} must be above 0, not {value}")
 
 
 def _require_not_negative(flag: str, value: float) -> None:

@@ -28,6 +28,7 @@ from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
 from dragoman_server.service.admin import AdminServer
+from dragoman_server.service.doors import Doors
 from dragoman_server.service.server import GrpcServer
 
 __all__ = ["serve"]
@@ -60,8 +61,9 @@ async def _serve(config: ServerConfig, json: bool) -> int:
     models = ModelTable()
     repository = ModelRepository(config, metrics, models)
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
-    server = GrpcServer(config.host, config.port, config, metrics.observe_call)
-    admin = _admin_server(config, metrics)
+    doors = Doors(config)
+    server = GrpcServer(doors.translation, config, metrics.observe_call)
+    admin = None if doors.admin is None else AdminServer(doors.admin, metrics.observe_call)
     loop = asyncio.get_running_loop()
     metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
     async with contextlib.AsyncExitStack() as stack:
@@ -83,12 +85,6 @@ async def _serve(config: ServerConfig, json: bool) -> int:
         sys.stdout.flush()
         os._exit(code)
     return code
-
-
-def _admin_server(config: ServerConfig, metrics: ServerMetrics) -> AdminServer | None:
-    if config.admin_port is None:
-        return None
-    return AdminServer(config.admin_host, config.admin_port, metrics.observe_call)
 
 
 async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

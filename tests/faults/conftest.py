@@ -91,16 +91,16 @@ class Server:
         return f"{best.text} {best.score!r}"
 
     @contextlib.contextmanager
-    def channel(self) -> Iterator[grpc.Channel]:
+    def channel(self, *options: tuple[str, int]) -> Iterator[grpc.Channel]:
         """A connection of its own, without retries: what a call on it ends with is what the server said."""
-        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(self.address, options=options) as channel:
+        own = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), *options]
+        with grpc.insecure_channel(self.address, options=own) as channel:
             yield channel
 
     @contextlib.contextmanager
-    def stub(self) -> Iterator[TranslationServiceStub]:
+    def stub(self, *options: tuple[str, int]) -> Iterator[TranslationServiceStub]:
         """The service's methods, over a connection of their own."""
-        with self.channel() as channel:
+        with self.channel(*options) as channel:
             yield TranslationServiceStub(channel)
 
     def health(self) -> str:

@@ -33,6 +33,7 @@ from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
 from dragoman_server.service.admin import AdminServer
+from dragoman_server.service.listening import Listener
 from dragoman_server.service.server import GrpcServer
 from dragoman_server.tokenizer import Tokenizer
 
@@ -103,8 +104,8 @@ class Server:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         models, self.metrics = ModelTable(), ServerMetrics()
         repository = ModelRepository(self._config, self.metrics, models)
-        server = GrpcServer("127.0.0.1", 0, self._config, self.metrics.observe_call)
-        admin = AdminServer("127.0.0.1", 0, self.metrics.observe_call)
+        server = GrpcServer(Listener(), self._config, self.metrics.observe_call)
+        admin = AdminServer(Listener(), self.metrics.observe_call)
         self.address, self.admin_address = server.address, admin.address
         await repository.load_all()
         await server.start(models)

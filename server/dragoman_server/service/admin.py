@@ -11,10 +11,11 @@ from dragoman.v1 import admin_pb2_grpc
 from dragoman_server.repository import ModelRepository
 from dragoman_server.service.convert import model_summary
 from dragoman_server.service.guard import Guard, ObserveCall
-from dragoman_server.service.listening import OPTIONS, bind
+from dragoman_server.service.listening import Listener
 
 __all__ = ["AdminServer", "AdminService"]
 
+_MAX_BYTES = 65536
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -48,17 +49,15 @@ class AdminServer:
     """Takes orders for one repository; used from one event loop.
 
     Args:
-        host: Address to listen on.
-        port: Port; 0 for any free one.
+        listener: Where to listen, and whom to let in.
         observe: Told of every call that has ended.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, observe: ObserveCall) -> None:
-        self._server = grpc.aio.server(interceptors=(Guard(observe),), options=OPTIONS)
-        self.address = bind(self._server, host, port)
+    def __init__(self, listener: Listener, observe: ObserveCall) -> None:
+        self._server, self.address = listener.listen([Guard(observe)], _MAX_BYTES)
         """HOST:PORT as it is, the port chosen."""
 
     async def start(self, repository: ModelRepository) -> None:

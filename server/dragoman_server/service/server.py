@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -11,7 +10,7 @@ from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
 from dragoman_server.models import ModelTable
 from dragoman_server.service.guard import Guard, ObserveCall
-from dragoman_server.service.listening import OPTIONS, bind
+from dragoman_server.service.listening import Listener
 from dragoman_server.service.translation import TranslationService
 
 __all__ = ["SERVICE_NAME", "GrpcServer"]
@@ -26,8 +25,7 @@ class GrpcServer:
     """Serves a table of models; used from one event loop.
 
     Args:
-        host: Address to listen on.
-        port: Port; 0 for any free one.
+        listener: Where to listen, and whom to let in.
         limits: Bounds on one call.
         observe: Told of every translation call that has ended.
 
@@ -35,15 +33,13 @@ class GrpcServer:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, host: str, port: int, limits: CallLimits, observe: ObserveCall) -> None:
+    def __init__(self, listener: Listener, limits: CallLimits, observe: ObserveCall) -> None:
         self._limits = limits
         self._calls = CallCounter()
         self._health = health.aio.HealthServicer()
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
-        options = (*OPTIONS, ("grpc.max_receive_message_length", max_bytes))
-        self._server = grpc.aio.server(interceptors=(Guard(observe),), options=options)
-        self.address = bind(self._server, host, port)
+        self._server, self.address = listener.listen([Guard(observe)], max_bytes)
         """HOST:PORT as it is, the port chosen."""
 
     @property

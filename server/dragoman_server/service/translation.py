@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
 from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
+from dragoman_server.errors import CancelledError
 from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable, ServedModel
 from dragoman_server.service.convert import (
@@ -68,17 +70,31 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         with self._calls.call():
             call = stream_call(request, self._limits)
             with self._lease(call) as (model, direction):
-                await context.write(
+                await self._write(
+                    context,
                     pb.TranslateStreamResponse(
                         model=model.description.name, version=model.description.version
-                    )
+                    ),
                 )
                 [text] = call.texts
                 updates = model.translator.stream(text, direction, call.options, _deadline(context))
                 # Closing frees the segments when the caller goes away between two writes.
                 async with contextlib.aclosing(updates):
                     async for update in updates:
-                        await context.write(_stream_message(update))
+                        await self._write(context, _stream_message(update))
+
+    async def _write(self, context: _Context, message: pb.TranslateStreamResponse) -> None:
+        """Send a message of a stream.
+
+        Raises:
+            CancelledError: the caller does not read.
+        """
+        try:
+            async with asyncio.timeout(self._limits.write_seconds):
+                await context.write(message)
+        except TimeoutError:
+            seconds = self._limits.write_seconds
+            raise CancelledError(f"the reply was not read for {seconds:g} s") from None
 
     def _lease(
         self, call: TranslationCall

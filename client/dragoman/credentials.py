@@ -1,0 +1,64 @@
+"""What a client proves itself with, and whom it trusts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Self
+
+import grpc
+
+__all__ = ["Credentials"]
+
+_PREFIX = "DRAGOMAN_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Of a connection. By default the environment says each field: DRAGOMAN_TOKEN, DRAGOMAN_TLS and so on.
+
+    Raises:
+        ValueError: a certificate without its key, or the other way round.
+    """
+
+    token: str = field(default="", repr=False)
+    """Sent with every call, as `authorization: Bearer`."""
+    tls: bool = False
+    """Whether the connection is encrypted; it is, too, where one of the files below is given."""
+    ca: Path | None = None
+    """Certificates, in PEM, of who signs the server's; by default those that gRPC brings along."""
+    certificate: Path | None = None
+    """The client's own certificate chain, in PEM, where the server asks for one."""
+    key: Path | None = None
+    """Its private key, in PEM."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) is not (self.key is None):
+            raise ValueError("a client certificate and its key belong together; give both or neither")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """What the environment says.
+
+        Raises:
+            ValueError: it gives a certificate without its key, or the other way round.
+        """
+        said = {one.name: os.environ.get(_PREFIX + one.name.upper(), "") for one in fields(cls)}
+        ca, certificate, key = (
+            Path(said[name]) if said[name] else None for name in ("ca", "certificate", "key")
+        )
+        tls = said["tls"] not in ("", "0")
+        return cls(token=said["token"], tls=tls, ca=ca, certificate=certificate, key=key)
+
+    def of_channel(self) -> grpc.ChannelCredentials | None:
+        """For a channel; `None` for plaintext.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        files = (self.ca, self.key, self.certificate)
+        if not self.tls and not any(files):
+            return None
+        ca, key, certificate = (None if file is None else file.read_bytes() for file in files)
+        return grpc.ssl_channel_credentials(ca, key, certificate)

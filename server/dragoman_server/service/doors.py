@@ -1,0 +1,45 @@
+"""Where a server can be reached, and what it asks of whoever comes: the configuration as listeners."""
+
+from __future__ import annotations
+
+from dragoman_server.config import ServerConfig
+from dragoman_server.service.authentication import Authentication
+from dragoman_server.service.certificates import server_credentials
+from dragoman_server.service.listening import Listener
+from dragoman_server.service.tokens import TokenFile
+
+__all__ = ["Doors"]
+
+
+class Doors:
+    """The listeners of a server: of its translations and of its administration.
+
+    Raises:
+        ValueError: a certificate, key or token file is not what it should be.
+        OSError: one cannot be read.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        tokens = None if config.tokens is None else TokenFile(config.tokens)
+        admin_tokens = None if config.admin_tokens is None else TokenFile(config.admin_tokens)
+        credentials = None
+        if config.tls_certificate is not None and config.tls_key is not None:
+            credentials = server_credentials(config.tls_certificate, config.tls_key, config.tls_client_ca)
+        self.translation = Listener(
+            host=config.host,
+            port=config.port,
+            keepalive_seconds=config.keepalive_seconds,
+            max_connection_age_seconds=config.max_connection_age_seconds,
+            credentials=credentials,
+            authentication=None if tokens is None else Authentication(tokens, open_health=config.open_health),
+        )
+        self.admin = None
+        """`None` where no administration is asked for."""
+        if config.admin_port is not None:
+            self.admin = Listener(
+                host=config.admin_host,
+                port=config.admin_port,
+                keepalive_seconds=config.keepalive_seconds,
+                credentials=credentials,
+                authentication=None if admin_tokens is None else Authentication(admin_tokens, others=tokens),
+            )

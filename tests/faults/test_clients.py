@@ -1,0 +1,92 @@
+"""Clients that read nothing, stand still, or die: what they hold is freed, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from dragoman.v1.translation_pb2 import DecodingOptions, TranslateStreamRequest
+
+# Several hypotheses of a long text: more than HTTP/2 has a server send to a client that does not read.
+LONG = ("The man who reads a book sees the woman who sings, and the dog sees the cat. " * 400)[:30_000]
+REQUEST = TranslateStreamRequest(text=LONG, options=DecodingOptions(beam_size=4, n_best=4))
+NARROW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+"""Has a client take no more than it reads."""
+CALLER = f"""
+import sys, dragoman
+texts = [{LONG!r}] * 4
+with dragoman.Client(sys.argv[1]) as client:
+    client.translate("Hello!")
+    print("calling", flush=True)
+    while True:
+        client.translate(texts, timeout=600)
+"""
+
+
+def status(call: grpc.Call) -> str:
+    """How a stream ends."""
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def test_readers_that_never_read_are_given_up(serving, figures, full) -> None:
+    readers = 20 if full else 4
+    with serving("--write-seconds", 1) as server, server.unharmed(), server.stub(*NARROW) as stub:
+        calls = [stub.TranslateStream(REQUEST, timeout=600) for _ in range(readers)]
+        server.wait_until(lambda: server.held()["calls_in_progress"] == readers, "all calls begun")
+        # One that reads gets its translation meanwhile.
+        assert status(stub.TranslateStream(REQUEST, timeout=600)) == "OK"
+        server.wait_until(lambda: not any(server.held().values()), "all given up", 300)
+        assert {status(call) for call in calls} == {"CANCELLED"}
+    figures("readers that never read", "streams ended by the server", f"{readers} of {readers}", "all")
+
+
+@contextlib.contextmanager
+def callers(address: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Client processes in the middle of a call each."""
+    words = [sys.executable, "-c", CALLER, address]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "calling\n"
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "bound"), [(signal.SIGKILL, "killed", 1.0), (signal.SIGSTOP, "frozen", 5.0)]
+)
+def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, bound) -> None:
+    count = 50 if full else 3
+    with (
+        serving("--max-queue", 100_000) as server,
+        server.unharmed(memory_mib=200),
+        callers(server.address, count) as processes,
+    ):
+        server.wait_until(lambda: server.held()["calls_in_progress"] == count, "all in a call", 60)
+        for process in processes:
+            os.kill(process.pid, number)
+        started = time.monotonic()
+        server.wait_until(lambda: not any(server.held().values()), f"all {state} clients freed", 30)
+        seconds = time.monotonic() - started
+    figures(f"{count} clients {state}", "freed after / s", round(seconds, 2), f"{bound:g} at most")
+    if full:
+        assert seconds <= bound
