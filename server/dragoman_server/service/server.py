@@ -19,6 +19,7 @@ SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"]
 """What health checks may ask for, besides the empty name."""
 
 _MESSAGE_OVERHEAD = 65536
+_REFUSAL_SECONDS = 0.25
 
 
 class GrpcServer:
@@ -73,6 +74,8 @@ class GrpcServer:
         """
         await self._health.enter_graceful_shutdown()
         drained = await self._calls.drain(drain_seconds)
-        # What is left now are health watches, which never end, and calls that were given their time.
-        await self._server.stop(grace=None)
+        # What is left now are health watches, which never end, calls that were given their time, and some that
+        # have come this moment: cut off, they would be CANCELLED, which no client takes for a reason to try
+        # again.
+        await self._server.stop(_REFUSAL_SECONDS)
         return drained
