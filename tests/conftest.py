@@ -149,6 +149,7 @@ def served(
     targets: tuple[str, ...] = ("de",),
     max_source_tokens: int = 64,
     version: str = "3",
+    max_call_tokens: int = 2000,
 ) -> ServedModel:
     """A model that shouts."""
     description = ModelDescription(
@@ -169,7 +170,11 @@ def served(
     )
     codec = ByteCodec()
     translator = Translator(
-        engine, codec, codec, eos_id=EOS, max_source_tokens=max_source_tokens, max_segments=50
+        *(engine, codec, codec),
+        eos_id=EOS,
+        max_source_tokens=max_source_tokens,
+        max_segments=50,
+        max_call_tokens=max_call_tokens,
     )
     return ServedModel(description, translator)
 
@@ -183,7 +188,9 @@ class ServerThread:
         self.calls: list[tuple[str, str]] = []
         """Method and status code of every call that has ended."""
         self._models = ModelTable(models)
-        self._limits = limits or CallLimits(max_texts=4, max_text_bytes=1000, max_beam_size=6)
+        self._limits = limits or CallLimits(
+            max_texts=4, max_text_bytes=1000, max_beam_size=6, max_call_tokens=2000, max_concurrent_calls=40
+        )
         self._listener = listener or Listener()
         self._started = threading.Event()
         self._stopped: asyncio.Event

@@ -121,6 +121,8 @@ def parse_model(message: pb.GetModelResponse) -> Model:
             max_output_tokens=limits.max_output_tokens,
             max_beam_size=limits.max_beam_size,
             max_queue=limits.max_queue,
+            max_call_tokens=limits.max_call_tokens,
+            max_concurrent_calls=limits.max_concurrent_calls,
         ),
         manifest_sha256=message.manifest_sha256,
         provenance=message.provenance,

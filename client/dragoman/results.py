@@ -82,6 +82,8 @@ class Limits:
     max_output_tokens: int
     max_beam_size: int
     max_queue: int
+    max_call_tokens: int
+    max_concurrent_calls: int
 
 
 @dataclass(frozen=True, slots=True)

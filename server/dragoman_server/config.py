@@ -26,11 +26,18 @@ class CallLimits:
     """Bytes per text, in UTF-8."""
     max_beam_size: int = 8
     """Largest beam a call may ask for."""
+    max_call_tokens: int = 65536
+    """Source tokens per call, all its texts together."""
+    max_concurrent_calls: int = 2048
+    """Calls in progress; more are refused."""
     write_seconds: float = 10.0
     """How long a caller may leave a message of a stream unread, in seconds."""
 
     def __post_init__(self) -> None:
-        for flag in ("max_texts", "max_text_bytes", "max_beam_size"):
+        for flag in (
+            *("max_texts", "max_text_bytes", "max_beam_size"),
+            *("max_call_tokens", "max_concurrent_calls"),
+        ):
             _require_at_least(1, flag, getattr(self, flag))
         _require_positive("write_seconds", self.write_seconds)
 

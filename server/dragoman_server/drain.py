@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterator
 
-from dragoman_server.errors import ShuttingDownError
+from dragoman_server.errors import ShuttingDownError, TooManyCallsError
 
 __all__ = ["CallCounter"]
 
+_RETRY_SECONDS = 1.0
+
 
 class CallCounter:
-    """Calls in progress; used from the event loop alone."""
+    """Calls in progress; used from the event loop alone.
 
-    def __init__(self) -> None:
+    Args:
+        limit: The most that may be.
+    """
+
+    def __init__(self, limit: int = sys.maxsize) -> None:
+        self._limit = limit
         self._active = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -31,9 +39,12 @@ class CallCounter:
 
         Raises:
             ShuttingDownError: the server drains.
+            TooManyCallsError: as many as there may be are in progress.
         """
         if self._draining:
             raise ShuttingDownError("the server is shutting down")
+        if self._active >= self._limit:
+            raise TooManyCallsError(self._active, _RETRY_SECONDS)
         self._active += 1
         self._idle.clear()
         try:

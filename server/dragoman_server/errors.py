@@ -4,7 +4,10 @@
     - BundleError (ValueError): a bundle that will not be loaded
     - InvalidRequestError (ValueError): a request's field is wrong; names the field
     - ModelNotFoundError (LookupError): no such model or language pair
-    - QueueFullError (RuntimeError): too many segments wait; try later
+    - BusyError (RuntimeError): no room now; try later
+        - QueueFullError: too many segments wait
+        - TooManyCallsError: too many calls are in progress
+        - DeadlineUnreachableError: what waits already takes longer than the request's deadline allows
     - DeadlineError (TimeoutError): the request's deadline passed
     - CancelledError (RuntimeError): the caller cancelled the request
     - ShuttingDownError (RuntimeError): the server drains and takes no more
@@ -16,8 +19,10 @@ from __future__ import annotations
 
 __all__ = [
     "BundleError",
+    "BusyError",
     "CancelledError",
     "DeadlineError",
+    "DeadlineUnreachableError",
     "DragomanServerError",
     "EngineError",
     "InvalidRequestError",
@@ -25,6 +30,7 @@ __all__ = [
     "QueueFullError",
     "ShuttingDownError",
     "StalledError",
+    "TooManyCallsError",
 ]
 
 
@@ -49,12 +55,33 @@ class ModelNotFoundError(DragomanServerError, LookupError):
     """No served model has that name, or translates that language pair."""
 
 
-class QueueFullError(DragomanServerError, RuntimeError):
+class BusyError(DragomanServerError, RuntimeError):
+    """There is no room for the request now."""
+
+    def __init__(self, reason: str, retry_after_seconds: float) -> None:
+        super().__init__(f"{reason}; retry in {retry_after_seconds:.1f} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFullError(BusyError):
     """The waiting queue is full."""
 
     def __init__(self, waiting: int, retry_after_seconds: float) -> None:
-        super().__init__(f"{waiting} sentences wait already; retry in {retry_after_seconds:.1f} s")
-        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"{waiting} sentences wait already", retry_after_seconds)
+
+
+class TooManyCallsError(BusyError):
+    """As many calls are in progress as the server takes."""
+
+    def __init__(self, calls: int, retry_after_seconds: float) -> None:
+        super().__init__(f"{calls} calls are in progress already", retry_after_seconds)
+
+
+class DeadlineUnreachableError(BusyError):
+    """The request would not be done by its deadline."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__("with what waits already it would not be done by its deadline", retry_after_seconds)
 
 
 class DeadlineError(DragomanServerError, TimeoutError):

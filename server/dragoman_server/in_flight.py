@@ -35,6 +35,7 @@ class InFlight:
         deadline: On the clock of `time.monotonic`; `None` for none.
         wants_progress: Whether `progress` will be read.
         first_token: What the translation has to begin with.
+        client: Who asks.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class InFlight:
         deadline: float | None,
         wants_progress: bool = False,
         first_token: int | None = None,
+        client: str = "",
     ) -> None:
-        self.request = Request(source, options, self._notify, deadline, wants_progress, first_token)
+        self.request = Request(source, options, self._notify, deadline, wants_progress, first_token, client)
         self.ended_at = 0.0
         """When the outcome arrived, on the clock of `time.monotonic`."""
         self._loop = asyncio.get_running_loop()

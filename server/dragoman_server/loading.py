@@ -70,6 +70,7 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         eos_id=manifest.special_ids.eos,
         max_source_tokens=manifest.limits.max_source_tokens,
         max_segments=config.max_queue,
+        max_call_tokens=config.max_call_tokens,
         languages=manifest.language_tokens,
     )
     canaries = manifest.gates[precision].canaries

@@ -31,6 +31,9 @@ class ServerMetrics:
             registry=self.registry,
         )
         self._segments = self._counter("segments", "Segments that have ended.", "model", "outcome")
+        self._row_steps = self._counter(
+            "row_steps", "Rows run for ended segments, summed over decode steps.", "model", "outcome"
+        )
         self._source_tokens = self._counter("source_tokens", "Source tokens of ended segments.", "model")
         self._output_tokens = self._counter("output_tokens", "Output tokens of ended segments.", "model")
         self._encoder_tokens = self._counter("encoder_tokens", "Source tokens encoded.", "model")
@@ -63,6 +66,7 @@ class ServerMetrics:
         """The observer of the engine of `model`."""
         return EngineMetrics(
             segments=self._segments,
+            row_steps=self._row_steps,
             model=model,
             source_tokens=self._source_tokens.labels(model),
             output_tokens=self._output_tokens.labels(model),
@@ -103,6 +107,7 @@ class EngineMetrics:
     """Takes the records of one engine: an `engine.Observer`, called on the engine's threads."""
 
     segments: Counter
+    row_steps: Counter
     model: str
     source_tokens: Counter
     output_tokens: Counter
@@ -131,6 +136,7 @@ class EngineMetrics:
     def on_finished(self, record: FinishRecord) -> None:
         """Count a segment's end."""
         self.segments.labels(self.model, record.outcome.value).inc()
+        self.row_steps.labels(self.model, record.outcome.value).inc(record.row_steps)
         self.source_tokens.inc(record.source_tokens)
         self.output_tokens.inc(record.output_tokens)
         if record.timing is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Translator:
         eos_id: The end-of-sentence token, which every source ends with.
         max_source_tokens: Bound on a segment, `eos_id` included; longer sentences are split.
         max_segments: Bound on the segments of one call; the engine's queue must be able to hold them.
+        max_call_tokens: Bound on the source tokens of one call.
         languages: How the network is told what to translate from and to.
     """
 
@@ -62,6 +64,7 @@ class Translator:
         eos_id: int,
         max_source_tokens: int,
         max_segments: int,
+        max_call_tokens: int = sys.maxsize,
         languages: LanguageTokens = _ONE_PAIR,
     ) -> None:
         self._engine = engine
@@ -70,10 +73,16 @@ class Translator:
         self._eos_id = eos_id
         self._max_source_tokens = max_source_tokens
         self._max_segments = max_segments
+        self._max_call_tokens = max_call_tokens
         self._languages = languages
 
     async def translate(
-        self, texts: Sequence[str], direction: Direction, options: DecodingOptions, deadline: float | None
+        self,
+        texts: Sequence[str],
+        direction: Direction,
+        options: DecodingOptions,
+        deadline: float | None,
+        client: str = "",
     ) -> list[TextTranslation]:
         """Translate texts, all of them or none.
 
@@ -82,15 +91,16 @@ class Translator:
             direction: Which languages; sentences are split by the rules of the source's.
             options: How to search.
             deadline: On the clock of `time.monotonic`; `None` for none.
+            client: Who asks: clients take turns.
 
         Raises:
-            InvalidRequestError: the texts have too many sentences.
-            QueueFullError: the engine cannot take all of them now.
+            InvalidRequestError: the texts have too many sentences or tokens.
+            BusyError: the engine cannot take all of them now, or not do them by the deadline.
             DeadlineError, ShuttingDownError, EngineError: as the engine says.
         """
         started = time.monotonic()
         prepared = await self._prepare(texts, direction, "texts")
-        flights = [self._flights(pieces, direction, options, deadline) for pieces in prepared]
+        flights = [self._flights(pieces, direction, options, deadline, client) for pieces in prepared]
         with submitted(self._engine, [flight for text in flights for flight in text.values()]):
             return [
                 await self._collect(pieces, text, started)
@@ -98,7 +108,12 @@ class Translator:
             ]
 
     async def stream(
-        self, text: str, direction: Direction, options: DecodingOptions, deadline: float | None
+        self,
+        text: str,
+        direction: Direction,
+        options: DecodingOptions,
+        deadline: float | None,
+        client: str = "",
     ) -> AsyncGenerator[str | TextTranslation, None]:
         """Translate one text; yield what its best translation grew by, last the whole result.
 
@@ -107,7 +122,7 @@ class Translator:
         """
         started = time.monotonic()
         [pieces] = await self._prepare([text], direction, "text")
-        flights = self._flights(pieces, direction, options, deadline, wants_progress=True)
+        flights = self._flights(pieces, direction, options, deadline, client, wants_progress=True)
         with submitted(self._engine, list(flights.values())):
             for index, piece in enumerate(pieces):
                 async for delta in self._deltas(piece, flights.get(index)):
@@ -124,6 +139,11 @@ class Translator:
         if segments > self._max_segments:
             raise InvalidRequestError(
                 field, f"{segments} sentences are too many for one call, which takes {self._max_segments}"
+            )
+        tokens = sum(len(piece.ids) for pieces in prepared for piece in pieces)
+        if tokens > self._max_call_tokens:
+            raise InvalidRequestError(
+                field, f"{tokens} tokens are too many for one call, which takes {self._max_call_tokens}"
             )
         return prepared
 
@@ -147,12 +167,15 @@ class Translator:
         direction: Direction,
         options: DecodingOptions,
         deadline: float | None,
+        client: str,
         wants_progress: bool = False,
     ) -> dict[int, InFlight]:
         """A flight for every piece that has something to translate, by the piece's index."""
         prefix, first = self._languages.prefix(direction), self._languages.first(direction)
         return {
-            index: InFlight((*prefix, *piece.ids, self._eos_id), options, deadline, wants_progress, first)
+            index: InFlight(
+                (*prefix, *piece.ids, self._eos_id), options, deadline, wants_progress, first, client
+            )
             for index, piece in enumerate(pieces)
             if piece.ids
         }

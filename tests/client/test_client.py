@@ -88,7 +88,7 @@ def test_models(client: dragoman.Client) -> None:
     model = client.model("shout")
     assert model.summary == summary
     assert model.dimensions == {"d_model": 8}
-    assert model.limits == dragoman.Limits(4, 1000, 64, 99, 6, 50)
+    assert model.limits == dragoman.Limits(4, 1000, 64, 99, 6, 50, 2000, 40)
     assert (model.precision, model.provenance) == ("fp32", "made up")
 
 

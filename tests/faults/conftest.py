@@ -25,6 +25,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 import dragoman
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
@@ -60,13 +61,23 @@ class Server:
 
     def metrics(self) -> dict[str, float]:
         """Every sample by its name, the sum over all labels."""
+        sums: dict[str, float] = {}
+        for sample in self._samples():
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
+
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """The samples of one name, summed by the values of one label."""
+        sums: dict[str, float] = {}
+        for sample in self._samples():
+            if sample.name == name:
+                sums[sample.labels[label]] = sums.get(sample.labels[label], 0.0) + sample.value
+        return sums
+
+    def _samples(self) -> list[Sample]:
         with urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as reply:
             text = reply.read().decode()
-        sums: dict[str, float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-        return sums
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def held(self) -> dict[str, float]:
         """What calls hold while they are in progress: nothing of it may stay behind."""

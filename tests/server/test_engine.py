@@ -13,6 +13,7 @@ from dragoman_server.engine import DecodingOptions, Engine, Failed, Finished, Ou
 from dragoman_server.errors import (
     CancelledError,
     DeadlineError,
+    DeadlineUnreachableError,
     InvalidRequestError,
     QueueFullError,
     ShuttingDownError,
@@ -79,14 +80,18 @@ def test_two_workers_give_what_one_gives(scripted_runner, caller):
 
 
 def test_nothing_is_left_after_random_cancellations_and_deadlines(scripted_runner, caller):
-    callers, chance = [], random.Random(2)
+    callers, refused, chance = [], [], random.Random(2)
     engine = engine_of(scripted_runner(), scripted_runner())
 
     def call(number):
         options = DecodingOptions(beam_size=1 + number % 4)
         deadline = time.monotonic() + chance.uniform(0, 0.02) if number % 6 == 0 else None
         one = caller((3 + number % 90, 5), options, deadline=deadline, wants_progress=number % 2 == 0)
-        engine.submit(one.request)
+        try:
+            engine.submit(one.request)
+        except DeadlineUnreachableError:
+            refused.append(one)
+            return
         callers.append(one)
         if number % 6 == 1:
             time.sleep(chance.uniform(0, 0.01))
@@ -97,12 +102,12 @@ def test_nothing_is_left_after_random_cancellations_and_deadlines(scripted_runne
         assert engine.drain(PATIENCE)
         stats = engine.stats()
         assert (stats.waiting, stats.unanswered, stats.slots_in_use) == (0, 0, 0)
-    assert len(callers) == sum(stats.totals.outcomes.values()) == 300
+    assert len(callers) == sum(stats.totals.outcomes.values()) == 300 - len(refused)
+    assert stats.totals.refused == len(refused)
+    kinds = (CancelledError, DeadlineError, DeadlineUnreachableError)
     for one in callers:
-        if isinstance(one.end, Failed):
-            assert isinstance(one.end.error, CancelledError | DeadlineError)
-    kinds = (CancelledError, DeadlineError)
-    for kind, outcome in zip(kinds, (Outcome.CANCELLED, Outcome.DEADLINE), strict=True):
+        assert isinstance(one.end, Finished) or isinstance(one.end.error, kinds)
+    for kind, outcome in zip(kinds, (Outcome.CANCELLED, Outcome.DEADLINE, Outcome.REFUSED), strict=True):
         ended = sum(isinstance(one.end, Failed) and isinstance(one.end.error, kind) for one in callers)
         assert stats.totals.outcomes[outcome] == ended
 

@@ -14,9 +14,10 @@ from dragoman_server.engine.scheduler import (
     Scheduler,
     batches_of_similar_length,
 )
-from dragoman_server.errors import QueueFullError
+from dragoman_server.errors import DeadlineUnreachableError, QueueFullError
 
 NOTHING = Extent(0, 0, 0)
+GREEDY = DecodingOptions(beam_size=1)
 
 
 def admit(scheduler, free_slots, now):
@@ -158,6 +159,80 @@ def test_the_gone_are_dropped_once_and_never_admitted(caller, deadlines, times, 
         waiting = [request for request in waiting if request not in admitted]
     assert len(scheduler) == len(waiting)
     assert scheduler.has_work == bool(waiting)
+
+
+def test_a_full_queue_makes_room_for_a_client_that_has_less_in_it(caller):
+    def request(client):
+        one = caller((5,), GREEDY).request
+        one.client = client
+        return one
+
+    scheduler = Scheduler(max_queue=4)
+    large = [request("large") for _ in range(4)]
+    for one in large:
+        assert scheduler.add(one) is None
+    assert scheduler.add(request("small")) is large[3]
+    assert scheduler.add(request("small")) is large[2]
+    # Now both have as much.
+    with pytest.raises(QueueFullError):
+        scheduler.add(request("small"))
+    with pytest.raises(QueueFullError):
+        scheduler.add(request("large"))
+    assert len(scheduler) == 4
+
+
+@pytest.fixture
+def busy(caller):
+    """A scheduler that knows: one second of waiting for each ahead, and one from admission to the end."""
+
+    def make(waiting):
+        scheduler = Scheduler(max_queue=100)
+        for number in range(200):
+            one = caller((5,), GREEDY).request
+            one.arrived = float(number)
+            scheduler.add(one)
+            admit(scheduler, 1, now=number + 1.0)
+            scheduler.finished(one, 1.0)
+        for _ in range(waiting):
+            scheduler.add(caller((5,), GREEDY).request)
+        return scheduler
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("waiting", "seconds", "accepted"), [(3, 3.9, False), (3, 4.1, True), (0, 0.1, True)]
+)
+def test_who_would_be_late_is_refused_at_once(busy, caller, waiting, seconds, accepted):
+    scheduler = busy(waiting)
+    one = caller((5,), GREEDY, deadline=1000.0 + seconds).request
+    one.arrived = 1000.0
+    if accepted:
+        scheduler.add(one)
+    else:
+        with pytest.raises(DeadlineUnreachableError):
+            scheduler.add(one)
+    assert len(scheduler) == waiting + accepted
+
+
+def test_nobody_is_refused_while_nothing_is_known(caller):
+    scheduler = Scheduler(max_queue=100)
+    for _ in range(50):
+        scheduler.add(caller((5,), GREEDY, deadline=0.001).request)
+    assert len(scheduler) == 50
+
+
+def test_who_is_late_when_its_turn_comes_is_dropped_unless_nothing_else_is_done(busy, caller):
+    scheduler = busy(waiting=0)
+    late, other = (caller((5,), GREEDY, deadline=deadline).request for deadline in (1001.0, None))
+    for one in (late, other):
+        one.arrived = 1000.0
+        scheduler.add(one)
+    held = Extent(1, 1, 1)
+    assert scheduler.admit(held, lambda extent: True, now=1000.5) == [[other]]
+    assert scheduler.drop(now=1000.5) == [late]
+    scheduler.add(late)
+    assert scheduler.admit(NOTHING, lambda extent: True, now=1000.5) == [[late]]
 
 
 def test_clear_takes_the_waiting_and_the_cancelled(queued):

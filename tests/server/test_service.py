@@ -233,7 +233,7 @@ def test_what_has_ended_is_not_cancelled(stub: Any, engine: Any) -> None:
 def test_a_reader_that_stops_reading_frees_the_segments(engine: Any, start_server: Any, model: Any) -> None:
     # Gone while the server waits for room to write: there gRPC ends the handler with GeneratorExit.
     limits = CallLimits(max_text_bytes=2**21)
-    server = start_server(model(engine, max_source_tokens=2**20), limits=limits)
+    server = start_server(model(engine, max_source_tokens=2**20, max_call_tokens=2**20), limits=limits)
     engine.holding = True
     with grpc.insecure_channel(server.address) as channel:
         request = pb.TranslateStreamRequest(text="\n".join(["a" * 50_000] * 8))
@@ -327,6 +327,7 @@ def test_models_are_listed_and_described(stub: Any) -> None:
     limits = described.limits
     assert (limits.max_texts, limits.max_text_bytes, limits.max_beam_size) == (4, 1000, 6)
     assert (limits.max_source_tokens, limits.max_output_tokens, limits.max_queue) == (64, 99, 50)
+    assert (limits.max_call_tokens, limits.max_concurrent_calls) == (2000, 40)
     assert (described.precision, described.device, described.licence) == ("fp32", "cpu", "CC0-1.0")
 
 
@@ -358,3 +359,45 @@ def test_draining_has_an_end(stub: Any, server: Any, engine: Any) -> None:
     assert server.stop(drain_seconds=0.2) is False
     assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     engine.wait_until(lambda: not engine.held)
+
+
+def call_of(field: str, value: int) -> pb.TranslateRequest:
+    """A call that uses as much of one limit as `value` says, and little of the others."""
+    match field:
+        case "max_texts":
+            return pb.TranslateRequest(texts=["x"] * value)
+        case "max_text_bytes":
+            return pb.TranslateRequest(texts=["x" * value])
+        case "max_beam_size":
+            return pb.TranslateRequest(texts=["x"], options=pb.DecodingOptions(beam_size=value))
+        case _:
+            # A token a byte; long words are cut where they have to be.
+            whole, rest = divmod(value, 900)
+            return pb.TranslateRequest(texts=["x" * 900] * whole + (["x" * rest] if rest else []))
+
+
+@pytest.mark.parametrize("field", ["max_texts", "max_text_bytes", "max_beam_size", "max_call_tokens"])
+def test_a_limit_is_kept_to_the_unit(stub: Any, field: str) -> None:
+    limit = getattr(stub.GetModel(pb.GetModelRequest(name="shout")).limits, field)
+    for value in (limit - 1, limit):
+        stub.Translate(call_of(field, value))
+    error = refused(lambda: stub.Translate(call_of(field, limit + 1)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert str(limit) in error.details()
+    assert violated_field(error).startswith("options" if field == "max_beam_size" else "text")
+
+
+def test_as_many_calls_at_once_are_taken_as_stated(server: Any, stub: Any, engine: Any) -> None:
+    limit = stub.GetModel(pb.GetModelRequest(name="shout")).limits.max_concurrent_calls
+    engine.holding = True
+    calls = [stub.Translate.future(pb.TranslateRequest(texts=["x"])) for _ in range(limit)]
+    engine.wait_until(lambda: len(engine.held) == limit)
+    error = refused(lambda: stub.Translate(pb.TranslateRequest(texts=["x"])))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"{limit} calls are in progress" in error.details()
+    assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+    engine.holding = False
+    for request in list(engine.held):
+        engine.finish(request)
+    assert all(call.result(10).translations for call in calls)
+    stub.Translate(pb.TranslateRequest(texts=["x"]))

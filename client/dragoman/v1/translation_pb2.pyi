@@ -147,20 +147,24 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_texts", "max_text_bytes", "max_source_tokens", "max_output_tokens", "max_beam_size", "max_queue")
+    __slots__ = ("max_texts", "max_text_bytes", "max_source_tokens", "max_output_tokens", "max_beam_size", "max_queue", "max_call_tokens", "max_concurrent_calls")
     MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_BEAM_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _ClassVar[int]
     max_texts: int
     max_text_bytes: int
     max_source_tokens: int
     max_output_tokens: int
     max_beam_size: int
     max_queue: int
-    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_beam_size: _Optional[int] = ..., max_queue: _Optional[int] = ...) -> None: ...
+    max_call_tokens: int
+    max_concurrent_calls: int
+    def __init__(self, max_texts: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_source_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_beam_size: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_call_tokens: _Optional[int] = ..., max_concurrent_calls: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
     __slots__ = ("summary", "architecture", "dimensions", "precision", "device", "limits", "manifest_sha256", "provenance", "licence")

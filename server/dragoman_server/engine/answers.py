@@ -25,11 +25,17 @@ class Answers:
         self._queue = queue
         self._telemetry = telemetry
 
-    def end(self, request: Request, event: Finished | Failed) -> None:
-        """Send a request's last event, unless it has got one; whoever has got it finds it counted."""
+    def end(self, request: Request, event: Finished | Failed, row_steps: int = 0) -> None:
+        """Send a request's last event, unless it has got one; whoever has got it finds it counted.
+
+        Args:
+            request: Accepted.
+            event: What came of it.
+            row_steps: Rows that decode steps ran for it, summed over the steps.
+        """
         if not self._queue.claim(request):
             return
-        self._telemetry.finished(finish_record(request, event))
+        self._telemetry.finished(finish_record(request, event, row_steps))
         self.tell(request, event)
         self._queue.answered()
 

@@ -17,7 +17,7 @@ from dragoman_server.engine.scheduler import Scheduler
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.telemetry import EngineStats, Observer, Telemetry
 from dragoman_server.engine.worker import Worker
-from dragoman_server.errors import InvalidRequestError, QueueFullError, StalledError
+from dragoman_server.errors import BusyError, InvalidRequestError, QueueFullError, StalledError
 
 __all__ = ["Engine"]
 
@@ -97,6 +97,7 @@ class Engine:
         Raises:
             InvalidRequestError: `source` or `beam_size` does not fit the runners, or their memory.
             QueueFullError: too many requests wait; it says when to retry.
+            DeadlineUnreachableError: it would not be done by its deadline; the same.
             ShuttingDownError: after `drain` or `close`.
             StalledError: every worker stands still.
         """
@@ -110,10 +111,13 @@ class Engine:
         self._check_memory(request)
         request.arrived = time.monotonic()
         try:
-            self._queue.put(request)
-        except QueueFullError:
+            displaced = self._queue.put(request)
+        except BusyError:
             self._telemetry.refused()
             raise
+        if displaced is not None:
+            error = QueueFullError(self._queue.waiting, self._queue.retry_after)
+            self._answers.end(displaced, Failed(error))
 
     def cancel(self, request: Request) -> None:
         """Give a request up: its slots are free before the next step.

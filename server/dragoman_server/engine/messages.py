@@ -141,6 +141,8 @@ class Request:
     wants_progress: bool = False
     first_token: int | None = None
     """What every hypothesis has to begin with, at no cost to its log-probability; `None`: what is best."""
+    client: str = ""
+    """Who asks: clients take turns."""
     max_output_tokens: int = 0
     """The bound in force, end-of-sentence included; set by the engine at admission."""
     arrived: float = 0.0

@@ -1,19 +1,20 @@
-"""Who waits and who is admitted: pure policy, without arrays, threads or a clock (time is an argument).
+"""Who waits, is admitted or refused: pure policy, without arrays, threads or a clock (time is an argument).
 
-Admission is strictly first in, first out, so the oldest request's wait is bounded: while it does not fit
-into the free slots and memory, nobody passes it. What is admitted together is encoded in batches of similar
-length.
+Clients take turns, those of one client are first in, first out, and while the next does not fit into the free
+slots and memory, nobody passes it: every wait is bounded. What is admitted together is encoded in batches of
+similar length. Who cannot be done by its deadline is refused before any work is spent on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from dragoman_server.engine.estimate import Estimate
 from dragoman_server.engine.messages import Request
 from dragoman_server.engine.runner import Extent
-from dragoman_server.errors import QueueFullError
+from dragoman_server.engine.waiting_line import WaitingLine
+from dragoman_server.errors import DeadlineUnreachableError, QueueFullError
 
 __all__ = ["MAX_ENCODER_TOKENS", "MAX_PADDING", "Scheduler", "batches_of_similar_length", "is_expired"]
 
@@ -24,9 +25,10 @@ MAX_PADDING = 8
 
 # Seconds that each waiting request adds to the wait of the next, before any was measured.
 _INITIAL_PACE = 0.05
-_PACE_SMOOTHING = 0.1
 _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 30.0
+_MARGIN = 1.5
+"""Times its usual time that a request has to have left when it is admitted."""
 
 
 def is_expired(request: Request, now: float) -> bool:
@@ -59,14 +61,11 @@ class Scheduler:
         if max_queue < 1:
             raise ValueError(f"max_queue must be at least 1, not {max_queue}")
         self._max_queue = max_queue
-        # Oldest first, each with its place in the queue when it came; ordered, as a plain dict gets slow
-        # when it is emptied from the front.
-        self._waiting: OrderedDict[Request, int] = OrderedDict()
-        self._waiting_slots = 0
-        self._cancelled: list[Request] = []
+        self._waiting = WaitingLine()
+        self._gone: list[Request] = []
         # No waiting request expires before this.
         self._earliest_deadline = math.inf
-        self._pace = _INITIAL_PACE
+        self._estimate = Estimate(_INITIAL_PACE)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -74,44 +73,68 @@ class Scheduler:
     @property
     def waiting_slots(self) -> int:
         """Slots that the waiting requests will take."""
-        return self._waiting_slots
+        return self._waiting.slots
 
     @property
     def has_work(self) -> bool:
         """Whether a call of `admit` or `drop` may return a request."""
-        return bool(self._waiting or self._cancelled)
+        return bool(self._waiting or self._gone)
 
     @property
     def retry_after(self) -> float:
         """Seconds until about half of a full queue is admitted, at the pace of late."""
-        return min(max(self._pace * self._max_queue / 2, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
+        return min(max(self._estimate.pace * self._max_queue / 2, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request) -> Request | None:
         """Queue a request.
 
+        Returns:
+            The one that has to make room for it in a full queue, the newest of the client that has most
+            waiting; `None` where there is room.
+
         Raises:
-            QueueFullError: `max_queue` requests wait already.
+            QueueFullError: `max_queue` requests wait already, and no client has many more of them.
+            DeadlineUnreachableError: it would not be done in time.
         """
+        self._require_time(request)
+        displaced = None
         if len(self._waiting) >= self._max_queue:
-            raise QueueFullError(len(self._waiting), self.retry_after)
-        self._waiting[request] = len(self._waiting) + 1
-        self._waiting_slots += request.options.beam_size
+            displaced = self._waiting.newest_of_heaviest()
+            most, own = (self._waiting.waiting_of(one.client) for one in (displaced, request))
+            if own + 1 >= most:
+                raise QueueFullError(len(self._waiting), self.retry_after)
+            self._waiting.remove(displaced)
+        self._waiting.add(request)
         if request.deadline is not None:
             self._earliest_deadline = min(self._earliest_deadline, request.deadline)
+        return displaced
+
+    def _require_time(self, request: Request) -> None:
+        """Refuse who would be done too late; nobody where there is no line to wait in."""
+        ahead = self._waiting.ahead_of(request.client)
+        if request.deadline is None or not ahead:
+            return
+        needed = self._estimate.wait(ahead) + self._estimate.service(len(request.source))
+        if request.arrived + needed > request.deadline:
+            raise DeadlineUnreachableError(self.retry_after)
 
     def cancel(self, request: Request) -> None:
         """Stop waiting with this request, if it waits; the next `drop` returns it."""
         if request in self._waiting:
-            self._remove(request)
-            self._cancelled.append(request)
+            self._waiting.remove(request)
+            self._gone.append(request)
+
+    def finished(self, request: Request, seconds: float) -> None:
+        """Note how long a request took from its admission to its end."""
+        self._estimate.finished(len(request.source), seconds)
 
     def drop(self, now: float) -> list[Request]:
-        """Take out the requests that were cancelled or have expired."""
-        dropped, self._cancelled = self._cancelled, []
+        """Take out the requests that were cancelled, have expired, or were found too late by `admit`."""
+        dropped, self._gone = self._gone, []
         if now >= self._earliest_deadline:
             expired = [request for request in self._waiting if is_expired(request, now)]
             for request in expired:
-                self._remove(request)
+                self._waiting.remove(request)
             dropped += expired
             deadlines = (request.deadline for request in self._waiting)
             self._earliest_deadline = min((d for d in deadlines if d is not None), default=math.inf)
@@ -120,11 +143,11 @@ class Scheduler:
     def admit(
         self, held: Extent, fits: Callable[[Extent], bool], now: float, share: float = math.inf
     ) -> list[list[Request]]:
-        """Take out the oldest requests that fit, as encoder batches.
+        """Take out the next requests that fit, as encoder batches.
 
         A request fits while there is room for its whole beam at its greatest length, whatever becomes of the
         others, and the sources admitted hold at most `MAX_ENCODER_TOKENS` together; where there is room, the
-        oldest fits at any length.
+        first fits at any length. Who is too late now is not admitted beside others, but dropped.
 
         Args:
             held: What those admitted before may come to need.
@@ -134,29 +157,27 @@ class Scheduler:
         """
         admitted: list[Request] = []
         slots = tokens = 0
-        for request in self._waiting:
-            if slots >= share:
-                break
+        while slots < share and (request := self._waiting.first()) is not None:
+            if (held.rows or admitted) and self._is_late(request, now):
+                self._waiting.remove(request)
+                self._gone.append(request)
+                continue
             slots += request.options.beam_size
             tokens += len(request.source)
             held = held.joined_by(request.options.beam_size, request.max_output_tokens, len(request.source))
             if not fits(held) or (admitted and tokens > MAX_ENCODER_TOKENS):
                 break
             admitted.append(request)
-        for request in admitted:
-            pace = (now - request.arrived) / self._remove(request)
-            self._pace += _PACE_SMOOTHING * (pace - self._pace)
+            self._estimate.admitted(now - request.arrived, place=self._waiting.remove(request))
         return batches_of_similar_length(admitted)
+
+    def _is_late(self, request: Request, now: float) -> bool:
+        needed = _MARGIN * self._estimate.service(len(request.source))
+        return request.deadline is not None and now + needed > request.deadline
 
     def clear(self) -> list[Request]:
         """Take out everything."""
-        requests = [*self._cancelled, *self._waiting]
-        self._cancelled.clear()
-        self._waiting.clear()
-        self._waiting_slots = 0
+        requests = [*self._gone, *self._waiting]
+        self._gone.clear()
+        self._waiting = WaitingLine()
         return requests
-
-    def _remove(self, request: Request) -> int:
-        """Take one waiting request out; returns the place that it came to."""
-        self._waiting_slots -= request.options.beam_size
-        return self._waiting.pop(request)

@@ -21,7 +21,7 @@ class Intake:
     """What a worker takes before a step."""
 
     dropped: list[Request]
-    """Cancelled or expired while they waited."""
+    """Cancelled, expired, or too late to be done in time, while they waited."""
     batches: list[list[Request]]
     """To be encoded, one batch after the other."""
 
@@ -58,20 +58,36 @@ class SharedQueue:
         with self._work:
             return self._unanswered
 
-    def put(self, request: Request) -> None:
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which to try again what is refused."""
+        with self._work:
+            return self._scheduler.retry_after
+
+    def put(self, request: Request) -> Request | None:
         """Accept a request.
+
+        Returns:
+            The one that has to make room for it, and is owed an answer; see `Scheduler.add`.
 
         Raises:
             ShuttingDownError: after `drain` or `stop`.
             QueueFullError: too many wait.
+            DeadlineUnreachableError: it would not be done in time.
         """
         with self._work:
             if not self._accepting:
                 raise ShuttingDownError("the server is shutting down")
-            self._scheduler.add(request)
+            displaced = self._scheduler.add(request)
             self._unanswered += 1
             self._holders[request] = None
             self._work.notify()
+            return displaced
+
+    def finished(self, request: Request, seconds: float) -> None:
+        """Note how long a request took from its admission to its end."""
+        with self._work:
+            self._scheduler.finished(request, seconds)
 
     def cancel(self, request: Request) -> None:
         """Mark a request as cancelled, wherever it is."""
@@ -111,12 +127,11 @@ class SharedQueue:
         """
         with self._work:
             self._held[worker] = held.rows
-            dropped = self._scheduler.drop(now)
             wanted = sum(self._held) + self._scheduler.waiting_slots
             share = math.ceil(wanted / len(self._held)) - held.rows
-            waiting_before = self._scheduler.waiting_slots
             batches = self._scheduler.admit(held, fits, now, share)
-            self._held[worker] += waiting_before - self._scheduler.waiting_slots
+            self._held[worker] += sum(request.options.beam_size for batch in batches for request in batch)
+            dropped = self._scheduler.drop(now)
             self._holders |= dict.fromkeys(itertools.chain(dropped, *batches), worker)
             return Intake(dropped, batches)
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from dragoman_server.engine.messages import Failed, Finished, FinishReason, Request, Timing
-from dragoman_server.errors import CancelledError, DeadlineError, ShuttingDownError
+from dragoman_server.errors import BusyError, CancelledError, DeadlineError, ShuttingDownError
 
 __all__ = [
     "EncodeRecord",
@@ -39,6 +39,8 @@ class Outcome(enum.Enum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
+    REFUSED = "refused"
+    """It had to make room for another client's, or would not have been done by its deadline."""
     FAILED = "failed"
 
 
@@ -75,6 +77,8 @@ class FinishRecord:
     """Of the best hypothesis, end-of-sentence not counted; 0 where there is none."""
     timing: Timing | None
     """`None` where there is no translation."""
+    row_steps: int = 0
+    """Rows that decode steps ran for it, summed over the steps."""
 
 
 class Observer(Protocol):
@@ -95,7 +99,7 @@ class Totals:
     """Counts since the engine's start; the names are those of the records."""
 
     refused: int = 0
-    """Requests turned away because the queue was full."""
+    """Requests turned away at once: the queue was full, or the deadline too near."""
     encoder_batches: int = 0
     encoder_tokens: int = 0
     encoder_padding: int = 0
@@ -122,14 +126,14 @@ class EngineStats:
     totals: Totals
 
 
-def finish_record(request: Request, event: Finished | Failed) -> FinishRecord:
+def finish_record(request: Request, event: Finished | Failed, row_steps: int) -> FinishRecord:
     """What to record of a request's last event."""
     source_tokens = len(request.source)
     if isinstance(event, Failed):
-        return FinishRecord(_failure(event.error), source_tokens, 0, None)
+        return FinishRecord(_failure(event.error), source_tokens, 0, None, row_steps)
     best = event.hypotheses[0]
     outcome = Outcome.LENGTH if best.finish_reason is FinishReason.LENGTH else Outcome.STOP
-    return FinishRecord(outcome, source_tokens, len(best.tokens), event.timing)
+    return FinishRecord(outcome, source_tokens, len(best.tokens), event.timing, row_steps)
 
 
 def _failure(error: Exception) -> Outcome:
@@ -140,6 +144,8 @@ def _failure(error: Exception) -> Outcome:
             return Outcome.DEADLINE
         case ShuttingDownError():
             return Outcome.SHUTDOWN
+        case BusyError():
+            return Outcome.REFUSED
         case _:
             return Outcome.FAILED
 

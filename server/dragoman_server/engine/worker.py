@@ -18,7 +18,13 @@ from dragoman_server.engine.search import Beam, Search
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.slots import SlotPool
 from dragoman_server.engine.telemetry import EncodeRecord, StepRecord, Telemetry
-from dragoman_server.errors import CancelledError, DeadlineError, EngineError, ShuttingDownError
+from dragoman_server.errors import (
+    CancelledError,
+    DeadlineError,
+    DeadlineUnreachableError,
+    EngineError,
+    ShuttingDownError,
+)
 
 __all__ = ["Worker"]
 
@@ -33,8 +39,10 @@ class _Decoding:
     beam: Beam
     admitted: float
     encoded: float
-    progress: int = 0
+    progress: int
     """Tokens that the caller was told already."""
+    first_step: int
+    """How many steps there had been before."""
 
 
 class Worker:
@@ -75,6 +83,7 @@ class Worker:
         self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id)
         self._decoding: list[_Decoding] = []
         self._quarantine = Quarantine()
+        self._steps = 0
         self._busy_since: float | None = None
 
     @property
@@ -130,7 +139,9 @@ class Worker:
         fits = _no_room if self._quarantine.is_open else self._runner.fits
         intake = self._queue.take(self._number, self._promised(), fits, now)
         for request in intake.dropped:
-            self._answers.end(request, Failed(_why_gone(request)))
+            # Neither cancelled nor expired: it would not be done in time.
+            late = DeadlineUnreachableError(self._queue.retry_after)
+            self._answers.end(request, Failed(_why_gone(request) if _is_gone(request, now) else late))
         for batch in intake.batches:
             self._encode(batch, now)
 
@@ -186,7 +197,7 @@ class Worker:
         self._telemetry.encoded(EncodeRecord(len(batch), sum(lengths), padding, ended - started))
         for request, held in zip(batch, slots, strict=True):
             beam = self._search.start(request, held)
-            self._decoding.append(_Decoding(request, beam, admitted, ended, progress))
+            self._decoding.append(_Decoding(request, beam, admitted, ended, progress, self._steps))
 
     def _run(self) -> tuple[FloatArray, IntArray]:
         """Step the rows; returns log-probabilities and ids of their continuations, `[rows, k]` each."""
@@ -198,6 +209,7 @@ class Worker:
         widest = max(decoding.beam.size for decoding in self._decoding)
         top_k = min(2 * widest, self._runner.limits.vocabulary_size)
         self._runner.reserve(self._used())
+        self._steps += 1
         result = self._runner.step(tokens, lengths, top_k)
         self._telemetry.stepped(StepRecord(rows, idle, self._clock() - started))
         return result
@@ -234,6 +246,7 @@ class Worker:
         now = self._clock()
         for decoding in list(self._decoding):
             if decoding.beam.done:
+                self._queue.finished(decoding.request, now - decoding.admitted)
                 self._leave(decoding, _result(decoding, now))
             elif decoding.request.wants_progress:
                 self._report(decoding)
@@ -246,7 +259,8 @@ class Worker:
 
     def _leave(self, decoding: _Decoding, event: Finished | Failed) -> None:
         self._release(decoding)
-        self._answers.end(decoding.request, event)
+        row_steps = decoding.beam.size * (self._steps - decoding.first_step)
+        self._answers.end(decoding.request, event, row_steps)
 
     def _release(self, decoding: _Decoding) -> None:
         self._decoding.remove(decoding)

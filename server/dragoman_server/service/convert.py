@@ -146,6 +146,8 @@ def model_response(description: ModelDescription, limits: CallLimits) -> pb.GetM
             max_output_tokens=description.max_output_tokens,
             max_beam_size=limits.max_beam_size,
             max_queue=description.max_queue,
+            max_call_tokens=limits.max_call_tokens,
+            max_concurrent_calls=limits.max_concurrent_calls,
         ),
         manifest_sha256=description.manifest_sha256,
         provenance=description.provenance,

@@ -36,7 +36,7 @@ class GrpcServer:
 
     def __init__(self, listener: Listener, limits: CallLimits, observe: ObserveCall) -> None:
         self._limits = limits
-        self._calls = CallCounter()
+        self._calls = CallCounter(limits.max_concurrent_calls)
         self._health = health.aio.HealthServicer()
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
@@ -74,8 +74,7 @@ class GrpcServer:
         """
         await self._health.enter_graceful_shutdown()
         drained = await self._calls.drain(drain_seconds)
-        # What is left now are health watches, which never end, calls that were given their time, and some that
-        # have come this moment: cut off, they would be CANCELLED, which no client takes for a reason to try
-        # again.
+        # Left now are health watches, which never end, calls that were given their time, and some that have
+        # come this moment: cut off, they would be CANCELLED, which no client takes for a reason to try again.
         await self._server.stop(_REFUSAL_SECONDS)
         return drained

@@ -15,11 +15,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from dragoman_server.errors import (
     BundleError,
+    BusyError,
     CancelledError,
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
-    QueueFullError,
     ShuttingDownError,
     StalledError,
 )
@@ -33,7 +33,7 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     BundleError: grpc.StatusCode.FAILED_PRECONDITION,
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
-    QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CancelledError: grpc.StatusCode.CANCELLED,
     asyncio.CancelledError: grpc.StatusCode.CANCELLED,
@@ -60,7 +60,7 @@ async def abort(error: Exception, context: grpc.aio.ServicerContext[Message, Mes
     message = _internal(error) if code is grpc.StatusCode.INTERNAL else str(error)[:_MAX_MESSAGE]
     status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
     metadata: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, status.SerializeToString())]
-    if isinstance(error, QueueFullError):
+    if isinstance(error, BusyError):
         metadata.append((_PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
     await context.abort(code, message, tuple(metadata))
 
@@ -77,7 +77,7 @@ def _details(error: Exception) -> list[any_pb2.Any]:
             field=error.field, description=error.description[:_MAX_MESSAGE]
         )
         return [_packed(error_details_pb2.BadRequest(field_violations=[violation]))]
-    if isinstance(error, QueueFullError):
+    if isinstance(error, BusyError):
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
         return [_packed(error_details_pb2.RetryInfo(retry_delay=delay))]

@@ -16,6 +16,7 @@ from dragoman_server.drain import CallCounter
 from dragoman_server.errors import CancelledError
 from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable, ServedModel
+from dragoman_server.service.callers import caller_of
 from dragoman_server.service.convert import (
     TranslationCall,
     model_response,
@@ -55,7 +56,7 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
             call = translate_call(request, self._limits)
             with self._lease(call) as (model, direction):
                 translations = await model.translator.translate(
-                    call.texts, direction, call.options, _deadline(context)
+                    call.texts, direction, call.options, _deadline(context), caller_of(context)
                 )
                 return pb.TranslateResponse(
                     model=model.description.name,
@@ -77,7 +78,9 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
                     ),
                 )
                 [text] = call.texts
-                updates = model.translator.stream(text, direction, call.options, _deadline(context))
+                updates = model.translator.stream(
+                    text, direction, call.options, _deadline(context), caller_of(context)
+                )
                 # Closing frees the segments when the caller goes away between two writes.
                 async with contextlib.aclosing(updates):
                     async for update in updates:
