@@ -23,6 +23,7 @@ from dragoman_server.engine.messages import (
 )
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.errors import CancelledError, QueueFullError
+from dragoman_server.metrics import CallRecord
 from dragoman_server.models import ModelDescription, ModelTable, ServedModel
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.server import GrpcServer
@@ -207,9 +208,9 @@ class ServerThread:
         self._started.set()
         await self._stopped.wait()
 
-    def _observe(self, method: str, code: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.calls.append((method.rpartition("/")[2], code))
+    def _observe(self, call: CallRecord) -> None:
+        assert call.seconds >= 0
+        self.calls.append((call.method.rpartition("/")[2], call.code))
 
     def stop(self, drain_seconds: float = 0.0) -> bool:
         """Drain, as on SIGTERM."""

@@ -100,6 +100,12 @@ class ServerConfig(CallLimits):
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
     drain_seconds: float = 30.0
     """How long, in seconds, accepted calls may take to finish after SIGTERM or SIGINT."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log on standard error is written: for people, or a JSON object a line."""
+    log_calls: bool = False
+    """Log every call: its method, status, time and caller."""
+    log_texts: bool = False
+    """Log, with every call, the texts to be translated, which are nobody else's business by default."""
     ready_file: Path | None = None
     """File to write the address to once the server is ready, and to remove when it stops."""
 

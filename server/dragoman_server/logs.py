@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from datetime import UTC, datetime
+from typing import Literal
 
-__all__ = ["OneLineFormatter", "set_up_logging"]
+__all__ = ["JsonFormatter", "OneLineFormatter", "set_up_logging"]
+
+_USUAL = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
 
 class OneLineFormatter(logging.Formatter):
@@ -18,8 +23,30 @@ class OneLineFormatter(logging.Formatter):
         )
 
 
-def set_up_logging() -> None:
+class JsonFormatter(logging.Formatter):
+    """A JSON object in ASCII: time (RFC 3339), level, logger, message, error, and what `extra` gives."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        fields: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        # What everybody has goes last, so that nothing that is given can stand for it.
+        return json.dumps({**_extra(record), **fields}, default=str)
+
+
+def set_up_logging(style: Literal["text", "json"] = "text") -> None:
     """Send records of level INFO and above to standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if style == "json" else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _USUAL}

@@ -17,6 +17,19 @@ _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """How a call ended."""
+
+    method: str
+    """One that the server has, such as `/dragoman.v1.TranslationService/Translate`."""
+    code: str
+    """The name of its status."""
+    seconds: float
+    caller: str
+    """The name of its token, or the other end of its connection; not for a label."""
+
+
 class ServerMetrics:
     """All metrics of one server, in a registry of their own."""
 
@@ -57,10 +70,10 @@ class ServerMetrics:
         ):
             Gauge(f"dragoman_{name}", help_text, registry=self.registry).set_function(read)
 
-    def observe_call(self, method: str, code: str, seconds: float) -> None:
+    def observe_call(self, call: CallRecord) -> None:
         """Count a call that has ended."""
-        self._calls.labels(method, code).inc()
-        self._call_seconds.labels(method).observe(seconds)
+        self._calls.labels(call.method, call.code).inc()
+        self._call_seconds.labels(call.method).observe(call.seconds)
 
     def engine(self, model: str) -> EngineMetrics:
         """The observer of the engine of `model`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json as json_format
 import logging
 import os
@@ -24,7 +25,7 @@ from dragoman_server.config import ServerConfig
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
 from dragoman_server.memory import limit_arenas
-from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
+from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
 from dragoman_server.service.admin import AdminServer
@@ -49,7 +50,7 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
     Returns:
         The exit code: 0 where every accepted call was finished, else 1.
     """
-    set_up_logging()
+    set_up_logging(config.log_format)
     # More than can run at once do not help, and every one keeps its own share of what is freed.
     limit_arenas(max(_LEAST_ARENAS, choose_threads()))
     return asyncio.run(_serve(config, json))
@@ -62,8 +63,14 @@ async def _serve(config: ServerConfig, json: bool) -> int:
     repository = ModelRepository(config, metrics, models)
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
     doors = Doors(config)
-    server = GrpcServer(doors.translation, config, metrics.observe_call)
-    admin = None if doors.admin is None else AdminServer(doors.admin, metrics.observe_call)
+
+    def observe(call: CallRecord) -> None:
+        metrics.observe_call(call)
+        if config.log_calls:
+            _log_call(call)
+
+    server = GrpcServer(doors.translation, config, observe, log_texts=config.log_texts)
+    admin = None if doors.admin is None else AdminServer(doors.admin, observe)
     loop = asyncio.get_running_loop()
     metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
     async with contextlib.AsyncExitStack() as stack:
@@ -85,6 +92,11 @@ async def _serve(config: ServerConfig, json: bool) -> int:
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _log_call(call: CallRecord) -> None:
+    fields = dataclasses.asdict(call)
+    _log.info("%(method)s by %(caller)s: %(code)s after %(seconds).3f s", fields, extra=fields)
 
 
 async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
 
-from dragoman_server.logs import OneLineFormatter
+from dragoman_server.logs import JsonFormatter, OneLineFormatter
 
 
 def test_a_record_is_one_line_whatever_it_holds() -> None:
@@ -21,3 +22,29 @@ def test_a_record_is_one_line_whatever_it_holds() -> None:
 def test_plain_text_stays_as_it_is() -> None:
     record = logging.LogRecord("name", logging.INFO, "file", 1, "gr\u00fc\u00dfe %d", (7,), None)
     assert OneLineFormatter("%(message)s").format(record) == "gr\u00fc\u00dfe 7"
+
+
+def test_a_json_record_is_one_object_on_one_line_whatever_it_holds() -> None:
+    forged = 'x"}\n{"level": "INFO", "message": "all is well"}\u2028\x1b[31m'
+    record = logging.LogRecord("name", logging.ERROR, "file", 1, "told %s", (forged,), None)
+    record.level = forged  # what `extra` gives does not take the place of what everybody has
+    record.caller = forged
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    fields = json.loads(line)
+    assert fields["level"] == "ERROR"
+    assert fields["message"] == f"told {forged}"
+    assert fields["caller"] == forged
+    assert fields["time"].endswith("+00:00")
+
+
+def test_a_json_record_has_its_error() -> None:
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("name", logging.ERROR, "file", 1, "failed", (), info)
+    line = JsonFormatter().format(record)
+    assert line.isprintable()
+    assert "ValueError: first\nsecond" in json.loads(line)["error"]

@@ -15,7 +15,7 @@ from dragoman_server.engine import (
     Timing,
     Totals,
 )
-from dragoman_server.metrics import MetricsEndpoint, ServerMetrics
+from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
 
 
 def scraped(metrics: ServerMetrics) -> dict[tuple[str, ...], float]:
@@ -76,7 +76,7 @@ def test_an_engine_is_watched() -> None:
 def test_calls_are_counted_by_method_and_status() -> None:
     metrics = ServerMetrics()
     for code in ("OK", "OK", "INVALID_ARGUMENT"):
-        metrics.observe_call("/dragoman.v1.TranslationService/Translate", code, 0.01)
+        metrics.observe_call(CallRecord("/dragoman.v1.TranslationService/Translate", code, 0.01, "somebody"))
     samples = scraped(metrics)
     assert samples["calls_total", "OK", "/dragoman.v1.TranslationService/Translate"] == 2
     assert samples["calls_total", "INVALID_ARGUMENT", "/dragoman.v1.TranslationService/Translate"] == 1
@@ -85,7 +85,7 @@ def test_calls_are_counted_by_method_and_status() -> None:
 
 def test_two_servers_keep_their_metrics_apart() -> None:
     first, second = ServerMetrics(), ServerMetrics()
-    first.observe_call("Translate", "OK", 0.01)
+    first.observe_call(CallRecord("Translate", "OK", 0.01, "somebody"))
     assert ("calls_total", "OK", "Translate") not in scraped(second)
 
 

@@ -14,12 +14,13 @@ import grpc
 import grpc.aio
 
 from dragoman_server.errors import InvalidRequestError
+from dragoman_server.metrics import CallRecord
+from dragoman_server.service.callers import caller_of
 from dragoman_server.service.status import abort, code_of
 
 __all__ = ["Guard", "ObserveCall"]
 
-ObserveCall = Callable[[str, str, float], None]
-"""Called with a call's method, its status code's name and its duration in seconds."""
+ObserveCall = Callable[[CallRecord], None]
 
 _Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
@@ -77,7 +78,8 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = _gone(context)
                 raise
             finally:
-                self._observe(method, code.name, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._observe(CallRecord(method, code.name, seconds, caller_of(context)))
 
         return guarded
 

@@ -29,13 +29,17 @@ class GrpcServer:
         listener: Where to listen, and whom to let in.
         limits: Bounds on one call.
         observe: Told of every translation call that has ended.
+        log_texts: Whether texts go to the log.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, listener: Listener, limits: CallLimits, observe: ObserveCall) -> None:
+    def __init__(
+        self, listener: Listener, limits: CallLimits, observe: ObserveCall, *, log_texts: bool = False
+    ) -> None:
         self._limits = limits
+        self._log_texts = log_texts
         self._calls = CallCounter(limits.max_concurrent_calls)
         self._health = health.aio.HealthServicer()
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
@@ -50,7 +54,7 @@ class GrpcServer:
 
     async def start(self, models: ModelTable) -> None:
         """Answer calls; from now on health is SERVING. `models` must be warm."""
-        service = TranslationService(models, self._limits, self._calls)
+        service = TranslationService(models, self._limits, self._calls, self._log_texts)
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(  # type: ignore[no-untyped-call]
             service, self._server
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import time
 from typing import Any
 
@@ -29,6 +31,7 @@ from dragoman_server.translations import TextTranslation
 
 __all__ = ["TranslationService"]
 
+_log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -41,9 +44,13 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         models: What is served.
         limits: Bounds on one call.
         calls: Counts the translations in progress and refuses new ones when the server drains.
+        log_texts: Whether texts go to the log.
     """
 
-    def __init__(self, models: ModelTable, limits: CallLimits, calls: CallCounter) -> None:
+    def __init__(
+        self, models: ModelTable, limits: CallLimits, calls: CallCounter, log_texts: bool = False
+    ) -> None:
+        self._log_texts = log_texts
         self._models = models
         self._limits = limits
         self._calls = calls
@@ -103,6 +110,8 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         self, call: TranslationCall
     ) -> contextlib.AbstractContextManager[tuple[ServedModel, Direction]]:
         """One version of the model that a call means, from here to its reply."""
+        if self._log_texts:
+            _log.info("texts: %s", json.dumps(call.texts), extra={"texts": call.texts})
         return self._models.lease(call.model, call.source_language, call.target_language)
 
     async def ListModels(  # noqa: N802
