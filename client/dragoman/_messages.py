@@ -19,6 +19,11 @@ __all__ = [
     "translate_request",
 ]
 
+_FINISH_REASONS = {
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_REPETITION: FinishReason.REPETITION,
+}
+
 
 def translate_request(texts: Sequence[str], options: TranslateOptions) -> pb.TranslateRequest:
     """Build a `TranslateRequest`.
@@ -88,12 +93,11 @@ def parse_translation(message: pb.Translation, model: str, version: str) -> Tran
 
 
 def _hypothesis(message: pb.Hypothesis) -> Hypothesis:
-    cut = message.finish_reason == pb.FINISH_REASON_LENGTH
     return Hypothesis(
         text=message.text,
         log_prob=message.log_prob,
         score=message.score,
-        finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+        finish_reason=_FINISH_REASONS.get(message.finish_reason, FinishReason.STOP),
         output_tokens=message.output_tokens,
     )
 

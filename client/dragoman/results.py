@@ -16,6 +16,8 @@ class FinishReason(enum.Enum):
     """Every sentence ended by itself."""
     LENGTH = "length"
     """At least one sentence was cut at the bound on output tokens."""
+    REPETITION = "repetition"
+    """At least one sentence repeated a phrase again and again, and was cut there."""
 
 
 @dataclass(frozen=True, slots=True)

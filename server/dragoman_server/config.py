@@ -87,6 +87,9 @@ class ServerConfig(CallLimits):
     """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
+    loop_tokens: int = 24
+    """Cut a translation that repeats one phrase over so many tokens, unless its text does the like; 0 for
+    never."""
     stall_seconds: float = 30.0
     """How long a decode step may take, in seconds, before what it holds is given up: UNAVAILABLE, and
     NOT_SERVING until the step comes back."""
@@ -114,7 +117,7 @@ class ServerConfig(CallLimits):
         CallLimits.__post_init__(self)
         for flag in ("max_rows", "cache_memory_mib", "max_queue"):
             _require_at_least(1, flag, getattr(self, flag))
-        for flag in ("workers", "threads"):
+        for flag in ("workers", "threads", "loop_tokens"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
         for flag in ("admin_port", "metrics_port"):

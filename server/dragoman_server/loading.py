@@ -61,6 +61,7 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         bos_id=manifest.special_ids.bos,
         eos_id=manifest.special_ids.eos,
         stall_seconds=config.stall_seconds,
+        loop_tokens=config.loop_tokens,
         observer=metrics.engine(manifest.name),
     )
     translator = Translator(

@@ -41,4 +41,4 @@ class TextTranslation:
     @property
     def truncated(self) -> bool:
         """Whether any hypothesis was cut."""
-        return any(hypothesis.finish_reason is FinishReason.LENGTH for hypothesis in self.hypotheses)
+        return any(hypothesis.finish_reason is not FinishReason.STOP for hypothesis in self.hypotheses)

@@ -22,6 +22,8 @@ __all__ = ["TextCodec", "Translator"]
 _LONG_TEXT = 4096
 _ONE_PAIR = LanguageTokens()
 
+_WORST_FIRST = (FinishReason.REPETITION, FinishReason.LENGTH)
+
 
 class TextCodec(Protocol):
     """Text to ids and back; what `Tokenizer` does."""
@@ -222,12 +224,12 @@ class Translator:
             self._target.decode(chosen[index].tokens) if index in chosen else piece.segment.text
             for index, piece in enumerate(pieces)
         ]
-        cut = any(hypothesis.finish_reason is FinishReason.LENGTH for hypothesis in chosen.values())
+        reasons = {hypothesis.finish_reason for hypothesis in chosen.values()}
         return TextHypothesis(
             text=join([piece.segment for piece in pieces], texts),
             log_prob=sum((hypothesis.log_prob for hypothesis in chosen.values()), 0.0),
             score=sum((hypothesis.score for hypothesis in chosen.values()), 0.0),
-            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+            finish_reason=next((reason for reason in _WORST_FIRST if reason in reasons), FinishReason.STOP),
             output_tokens=sum(len(hypothesis.tokens) for hypothesis in chosen.values()),
         )
 

@@ -36,6 +36,7 @@ class Engine:
         bos_id: The token that starts every output.
         eos_id: The token that ends an output.
         stall_seconds: How long one step may take, its encoder runs included, before `check` gives it up.
+        loop_tokens: Tokens over which a translation that repeats one phrase is cut; 0 for never.
         observer: Is told of every encoder run, step and end of a request.
 
     Raises:
@@ -50,6 +51,7 @@ class Engine:
         bos_id: int,
         eos_id: int,
         stall_seconds: float = math.inf,
+        loop_tokens: int = 0,
         observer: Observer | None = None,
     ) -> None:
         if not runners:
@@ -63,7 +65,13 @@ class Engine:
         self._stall_seconds = stall_seconds
         self._stalled: frozenset[int] = frozenset()
         self._workers = [
-            Worker(runner, self._queue, self._telemetry, number=number, bos_id=bos_id, eos_id=eos_id)
+            Worker(
+                *(runner, self._queue, self._telemetry),
+                number=number,
+                bos_id=bos_id,
+                eos_id=eos_id,
+                loop_tokens=loop_tokens,
+            )
             for number, runner in enumerate(runners)
         ]
         # Daemons, so that an engine left open does not keep the process alive.

@@ -76,6 +76,8 @@ class FinishReason(enum.Enum):
     """The model produced the end-of-sentence token."""
     LENGTH = "length"
     """The bound on output tokens was reached: the translation is cut."""
+    REPETITION = "repetition"
+    """It repeated a phrase again and again: the translation is cut."""
 
 
 @dataclass(frozen=True, slots=True)

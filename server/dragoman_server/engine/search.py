@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragoman_server.engine.messages import FinishReason, Hypothesis, Request, length_penalty
+from dragoman_server.engine.repetition import Repetition, repeats
 from dragoman_server.engine.runner import FloatArray, IntArray, SlotCopy
 
 __all__ = ["Beam", "Search", "common_length"]
@@ -51,6 +52,7 @@ class Beam:
         self.ended = False
         """Whether no hypothesis is to be continued."""
         self._options = request.options
+        self._source = request.source
         self._finished: list[Hypothesis] = []
 
     @property
@@ -64,6 +66,10 @@ class Beam:
         # The sort is stable: of equal scores the one that finished first wins.
         ranked = sorted(self._finished, key=lambda hypothesis: -hypothesis.score)
         return tuple(ranked[: self._options.n_best])
+
+    def may_loop(self, at_least: int) -> bool:
+        """Whether the source repeats itself, too, over half as many tokens: its translation may, then."""
+        return repeats(self._source, at_least // 2)
 
     def finish(self, tokens: Sequence[int], log_prob: float, reason: FinishReason) -> None:
         """Add a finished hypothesis, given without its end-of-sentence; one too many is dropped."""
@@ -103,9 +109,11 @@ class Search:
         max_length: The longest output, end-of-sentence included.
         bos_id: The token that starts every output.
         eos_id: The token that finishes a hypothesis.
+        loop_tokens: Tokens over which a hypothesis that repeats one phrase is a loop, unless its source does
+            the like; where the best of a beam is one, the beam ends. 0 for never.
     """
 
-    def __init__(self, slots: int, max_length: int, bos_id: int, eos_id: int) -> None:
+    def __init__(self, slots: int, max_length: int, bos_id: int, eos_id: int, loop_tokens: int = 0) -> None:
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._tokens = np.zeros((slots, max_length), np.int32)
@@ -114,6 +122,7 @@ class Search:
         self._next = np.zeros(slots, np.int64)
         self._log_probs = np.full(slots, -np.inf)
         """Of each live hypothesis; without one, minus infinity."""
+        self._repetition = Repetition(slots, loop_tokens)
         self._constrained: list[Beam] = []
         """Those whose next token, the first, is given."""
 
@@ -177,7 +186,7 @@ class Search:
             if moved:
                 beam.slots = tuple(moves.get(slot, slot) for slot in beam.slots)
         old, new = list(moves.keys()), list(moves.values())
-        for array in (self._tokens, self._lengths, self._next, self._log_probs):
+        for array in (self._tokens, self._lengths, self._next, self._log_probs, self._repetition.runs):
             array[new] = array[old]
         self._clear(old)
         return copies
@@ -224,17 +233,18 @@ class Search:
         totals = self._log_probs[slots] + log_probs[slots]
         possible = totals > -np.inf
         self._append(slots, tokens, totals)
-        ended = ~possible | (tokens == self._eos_id) | (self._lengths[slots] == bounds)
+        loops = self._repetition.is_loop(slots)
+        ended = ~possible | (tokens == self._eos_id) | (self._lengths[slots] == bounds) | loops
         for index in np.nonzero(ended)[0].tolist():
-            beam, slot = group[index], int(slots[index])
-            beam.ended = True
+            beam, output = group[index], self.tokens(int(slots[index]))
             if not possible[index]:
-                continue
-            output = self.tokens(slot)
-            if tokens[index] == self._eos_id:
+                beam.ended = True
+            elif tokens[index] == self._eos_id:
+                beam.ended = True
                 beam.finish(output[:-1], float(totals[index]), FinishReason.STOP)
-            else:
-                beam.finish(output, float(totals[index]), FinishReason.LENGTH)
+            elif reason := self._cut(beam, len(output)):
+                beam.ended = True
+                beam.finish(output, float(totals[index]), reason)
 
     def _advance_beams(
         self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray
@@ -248,6 +258,7 @@ class Search:
         histories = self._histories_to_copy(lengths, old_slots, new_slots, is_copy)
         alive = selection.alive
         self._lengths[new_slots] = lengths[:, None]
+        self._repetition.runs[new_slots] = self._repetition.runs[old_slots]
         self._append(new_slots[alive], selection.tokens[alive], selection.log_probs[alive])
         self._clear(new_slots[~alive])
         for beam, placed in zip(group, new_slots.tolist(), strict=True):
@@ -306,19 +317,30 @@ class Search:
     def _end(self, group: Sequence[Beam], lengths: IntArray, alive: NDArray[np.bool_]) -> None:
         """Cut the hypotheses of beams that are as long as they may be, and stop beams without any."""
         bounds = np.array([beam.max_length for beam in group])
-        for index in np.nonzero((lengths == bounds) | ~alive[:, 0])[0].tolist():
-            beam = group[index]
-            for slot in self.live(beam):
-                beam.finish(self.tokens(slot), float(self._log_probs[slot]), FinishReason.LENGTH)
-            beam.ended = True
+        loops = self._repetition.is_loop(np.array([beam.slots[0] for beam in group]))
+        for index in np.nonzero((lengths == bounds) | ~alive[:, 0] | loops)[0].tolist():
+            beam, live = group[index], self.live(group[index])
+            reason = self._cut(beam, int(lengths[index]))
+            if reason:
+                for slot in live:
+                    beam.finish(self.tokens(slot), float(self._log_probs[slot]), reason)
+            beam.ended = bool(reason) or not live
+
+    def _cut(self, beam: Beam, length: int) -> FinishReason | None:
+        """Why a beam ends whose best hypothesis, so long, is too long or a loop; `None`: it goes on."""
+        if length == beam.max_length:
+            return FinishReason.LENGTH
+        return None if beam.may_loop(self._repetition.at_least) else FinishReason.REPETITION
 
     def _append(self, slots: _Slots, tokens: IntArray, log_probs: NDArray[np.float64]) -> None:
+        self._repetition.append(slots, tokens, self._tokens, self._lengths[slots])
         self._tokens[slots, self._lengths[slots]] = tokens
         self._lengths[slots] += 1
         self._next[slots] = tokens
         self._log_probs[slots] = log_probs
 
     def _clear(self, slots: Sequence[int] | _Slots) -> None:
+        self._repetition.runs[slots] = 0
         self._lengths[slots] = 0
         self._next[slots] = 0
         self._log_probs[slots] = -np.inf

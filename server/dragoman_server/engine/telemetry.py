@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
-from dragoman_server.engine.messages import Failed, Finished, FinishReason, Request, Timing
+from dragoman_server.engine.messages import Failed, Finished, Request, Timing
 from dragoman_server.errors import BusyError, CancelledError, DeadlineError, ShuttingDownError
 
 __all__ = [
@@ -36,6 +36,8 @@ class Outcome(enum.Enum):
     """Its best hypothesis ended by itself."""
     LENGTH = "length"
     """Its best hypothesis was cut at the bound on output tokens."""
+    REPETITION = "repetition"
+    """Its best hypothesis was cut where it repeated itself."""
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
@@ -132,7 +134,7 @@ def finish_record(request: Request, event: Finished | Failed, row_steps: int) ->
     if isinstance(event, Failed):
         return FinishRecord(_failure(event.error), source_tokens, 0, None, row_steps)
     best = event.hypotheses[0]
-    outcome = Outcome.LENGTH if best.finish_reason is FinishReason.LENGTH else Outcome.STOP
+    outcome = Outcome(best.finish_reason.value)
     return FinishRecord(outcome, source_tokens, len(best.tokens), event.timing, row_steps)
 
 

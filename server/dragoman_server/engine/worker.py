@@ -58,6 +58,7 @@ class Worker:
         number: Which of the queue's workers this is.
         bos_id: The token that starts every output.
         eos_id: The token that ends an output.
+        loop_tokens: Tokens over which a translation that repeats one phrase is cut; 0 for never.
         clock: Seconds, on the clock of the requests' deadlines.
     """
 
@@ -70,6 +71,7 @@ class Worker:
         number: int = 0,
         bos_id: int,
         eos_id: int,
+        loop_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -80,7 +82,7 @@ class Worker:
         self._clock = clock
         limits = runner.limits
         self._slots = SlotPool(limits.max_rows)
-        self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id)
+        self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id, loop_tokens)
         self._decoding: list[_Decoding] = []
         self._quarantine = Quarantine()
         self._steps = 0
