@@ -58,6 +58,9 @@ class ModelNotFoundError(DragomanServerError, LookupError):
 class BusyError(DragomanServerError, RuntimeError):
     """There is no room for the request now."""
 
+    cause = "busy"
+    """In one word, for metrics."""
+
     def __init__(self, reason: str, retry_after_seconds: float) -> None:
         super().__init__(f"{reason}; retry in {retry_after_seconds:.1f} s")
         self.retry_after_seconds = retry_after_seconds
@@ -66,6 +69,8 @@ class BusyError(DragomanServerError, RuntimeError):
 class QueueFullError(BusyError):
     """The waiting queue is full."""
 
+    cause = "queue_full"
+
     def __init__(self, waiting: int, retry_after_seconds: float) -> None:
         super().__init__(f"{waiting} sentences wait already", retry_after_seconds)
 
@@ -73,12 +78,16 @@ class QueueFullError(BusyError):
 class TooManyCallsError(BusyError):
     """As many calls are in progress as the server takes."""
 
+    cause = "calls"
+
     def __init__(self, calls: int, retry_after_seconds: float) -> None:
         super().__init__(f"{calls} calls are in progress already", retry_after_seconds)
 
 
 class DeadlineUnreachableError(BusyError):
     """The request would not be done by its deadline."""
+
+    cause = "deadline"
 
     def __init__(self, retry_after_seconds: float) -> None:
         super().__init__("with what waits already it would not be done by its deadline", retry_after_seconds)

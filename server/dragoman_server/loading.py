@@ -72,6 +72,7 @@ def load(path: Path, config: ServerConfig, metrics: ServerMetrics) -> LoadedMode
         max_source_tokens=manifest.limits.max_source_tokens,
         max_segments=config.max_queue,
         max_call_tokens=config.max_call_tokens,
+        observe=metrics.observe_text(manifest.name),
         languages=manifest.language_tokens,
     )
     canaries = manifest.gates[precision].canaries

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
 
 from dragoman_server.engine import EncodeRecord, EngineStats, FinishRecord, StepRecord
+from dragoman_server.models import ModelDescription
 
-__all__ = ["EngineMetrics", "MetricsEndpoint", "ServerMetrics"]
+__all__ = ["CallRecord", "EngineMetrics", "MetricsEndpoint", "ServerMetrics"]
 
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -35,6 +44,8 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self._calls = self._counter("calls", "Calls that have ended, by status code.", "method", "code")
         self._call_seconds = Histogram(
             "dragoman_call_seconds",
@@ -42,6 +53,16 @@ class ServerMetrics:
             ("method",),
             buckets=_CALL_SECONDS,
             registry=self.registry,
+        )
+        self._text_seconds = Histogram(
+            "dragoman_text_seconds",
+            "Time of a call outside the engine, by stage: tokenise, detokenise.",
+            ("model", "stage"),
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self._refusals = self._counter(
+            "refusals", "Segments turned away at once, by cause: queue_full, deadline.", "model", "cause"
         )
         self._segments = self._counter("segments", "Segments that have ended.", "model", "outcome")
         self._row_steps = self._counter(
@@ -60,6 +81,13 @@ class ServerMetrics:
         self._waiting = self._gauge("queue_depth", "Segments that wait for slots.")
         self._slots_in_use = self._gauge("slots_in_use", "Slots that hold a hypothesis.")
         self._slots = self._gauge("slots", "Slots in all.")
+        self._info = Gauge(
+            "dragoman_model_info",
+            "1 for what is served.",
+            ("model", "version", "precision", "device"),
+            registry=self.registry,
+        )
+        self._served: dict[str, tuple[str, str, str, str]] = {}
         self._stalled = self._gauge("stalled_workers", "Decode threads that stand still.")
 
     def watch_server(self, calls_in_progress: Callable[[], int], tasks: Callable[[], int]) -> None:
@@ -79,6 +107,7 @@ class ServerMetrics:
         """The observer of the engine of `model`."""
         return EngineMetrics(
             segments=self._segments,
+            refusals=self._refusals,
             row_steps=self._row_steps,
             model=model,
             source_tokens=self._source_tokens.labels(model),
@@ -93,8 +122,16 @@ class ServerMetrics:
             rows_per_step=self._rows_per_step.labels(model),
         )
 
-    def watch(self, model: str, stats: Callable[[], EngineStats]) -> None:
-        """Read queue and slots of the engine of `model`, and no longer of another, whenever asked for."""
+    def observe_text(self, model: str) -> Callable[[str, float], None]:
+        """What is told of the stages of texts of `model`, and of the seconds that each took."""
+        return lambda stage, seconds: self._text_seconds.labels(model, stage).observe(seconds)
+
+    def watch(self, served: ModelDescription, stats: Callable[[], EngineStats]) -> None:
+        """Say what is served under its name, and read its engine, and no other, whenever asked for."""
+        model = served.name
+        self._forget(model)
+        self._served[model] = (model, served.version, served.precision, served.device)
+        self._info.labels(*self._served[model]).set(1)
         self._waiting.labels(model).set_function(lambda: stats().waiting)
         self._slots_in_use.labels(model).set_function(lambda: stats().slots_in_use)
         self._slots.labels(model).set_function(lambda: stats().slots)
@@ -104,6 +141,11 @@ class ServerMetrics:
         """Let go of the engine of `model`; what was counted stays."""
         for gauge in (self._waiting, self._slots_in_use, self._slots, self._stalled):
             gauge.remove(model)
+        self._forget(model)
+
+    def _forget(self, model: str) -> None:
+        if model in self._served:
+            self._info.remove(*self._served.pop(model))
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"dragoman_{name}", help_text, labels, registry=self.registry)
@@ -120,6 +162,7 @@ class EngineMetrics:
     """Takes the records of one engine: an `engine.Observer`, called on the engine's threads."""
 
     segments: Counter
+    refusals: Counter
     row_steps: Counter
     model: str
     source_tokens: Counter
@@ -132,6 +175,10 @@ class EngineMetrics:
     encode_seconds: Histogram
     step_seconds: Histogram
     rows_per_step: Histogram
+
+    def on_refused(self, cause: str) -> None:
+        """Count a segment that was turned away."""
+        self.refusals.labels(self.model, cause).inc()
 
     def on_encode(self, record: EncodeRecord) -> None:
         """Count an encoder batch."""

@@ -258,7 +258,7 @@ class ModelRepository:
         old = self._loaded.pop(name, None)
         self._loaded[name] = new
         self._models.put(new.served)
-        self._metrics.watch(name, new.engine.stats)
+        self._metrics.watch(new.served.description, new.engine.stats)
         self._unloaded.discard(name)
         _log.info("model %s: version %s is served, after %.1f s", name, version, time.monotonic() - started)
         if old is not None:

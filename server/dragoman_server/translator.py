@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,7 @@ class Translator:
         max_source_tokens: Bound on a segment, `eos_id` included; longer sentences are split.
         max_segments: Bound on the segments of one call; the engine's queue must be able to hold them.
         max_call_tokens: Bound on the source tokens of one call.
+        observe: Told of the stages of every call outside the engine, and of the seconds that each took.
         languages: How the network is told what to translate from and to.
     """
 
@@ -67,6 +68,7 @@ class Translator:
         max_source_tokens: int,
         max_segments: int,
         max_call_tokens: int = sys.maxsize,
+        observe: Callable[[str, float], object] = lambda stage, seconds: None,
         languages: LanguageTokens = _ONE_PAIR,
     ) -> None:
         self._engine = engine
@@ -76,6 +78,7 @@ class Translator:
         self._max_source_tokens = max_source_tokens
         self._max_segments = max_segments
         self._max_call_tokens = max_call_tokens
+        self._observe = observe
         self._languages = languages
 
     async def translate(
@@ -133,10 +136,12 @@ class Translator:
             yield await self._collect(pieces, flights, started)
 
     async def _prepare(self, texts: Sequence[str], direction: Direction, field: str) -> list[list[_Piece]]:
+        started = time.monotonic()
         if sum(map(len, texts)) <= _LONG_TEXT:
             prepared = self._pieces_of_all(texts, direction)
         else:
             prepared = await asyncio.to_thread(self._pieces_of_all, texts, direction)
+        self._observe("tokenise", time.monotonic() - started)
         segments = sum(bool(piece.ids) for pieces in prepared for piece in pieces)
         if segments > self._max_segments:
             raise InvalidRequestError(
@@ -202,8 +207,11 @@ class Translator:
         results = {index: await flight.result() for index, flight in flights.items()}
         wanted = max((len(result.hypotheses) for result in results.values()), default=1)
         timings = [result.timing for result in results.values()]
+        ended = time.monotonic()
+        hypotheses = tuple(self._join(pieces, results, rank) for rank in range(wanted))
+        self._observe("detokenise", time.monotonic() - ended)
         return TextTranslation(
-            hypotheses=tuple(self._join(pieces, results, rank) for rank in range(wanted)),
+            hypotheses=hypotheses,
             source_tokens=sum(len(piece.ids) for piece in pieces),
             segments=len(results),
             timing=Timing(

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,6 +19,24 @@ from dragoman_server.engine import (
     Totals,
 )
 from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
+from dragoman_server.models import ModelDescription
+
+DESCRIPTION = ModelDescription(
+    name="toy",
+    version="3",
+    source_languages=("en",),
+    target_languages=("de",),
+    architecture="transformer",
+    dimensions={},
+    precision="int8",
+    device="cpu",
+    max_source_tokens=64,
+    max_output_tokens=64,
+    max_queue=9,
+    manifest_sha256="0" * 64,
+    provenance="",
+    licence="",
+)
 
 
 def scraped(metrics: ServerMetrics) -> dict[tuple[str, ...], float]:
@@ -41,9 +62,11 @@ def test_an_engine_is_watched() -> None:
     observer.on_step(StepRecord(rows=8, padded_rows=1, seconds=0.003))
     observer.on_step(StepRecord(rows=4, padded_rows=0, seconds=0.003))
     observer.on_finished(FinishRecord(Outcome.STOP, 5, 6, Timing(queue=0.5, encode=0.1, decode=0.2)))
+    observer.on_refused("queue_full")
+    metrics.observe_text("toy")("tokenise", 0.001)
     observer.on_finished(FinishRecord(Outcome.CANCELLED, 5, 0, None))
     stats = EngineStats(waiting=7, unanswered=9, slots_in_use=3, slots=64, stalled_workers=1, totals=Totals())
-    metrics.watch("toy", lambda: stats)
+    metrics.watch(DESCRIPTION, lambda: stats)
     samples = scraped(metrics)
     expected = {
         ("encoder_tokens_total", "toy"): 10,
@@ -63,13 +86,21 @@ def test_an_engine_is_watched() -> None:
         ("slots_in_use", "toy"): 3,
         ("slots", "toy"): 64,
         ("stalled_workers", "toy"): 1,
+        ("model_info", "cpu", "toy", "int8", "3"): 1,
+        ("refusals_total", "queue_full", "toy"): 1,
+        ("text_seconds_count", "toy", "tokenise"): 1,
     }
     assert {key: samples[key] for key in expected} == expected
-    metrics.watch("toy", lambda: EngineStats(0, 0, 0, slots=9, stalled_workers=0, totals=Totals()))
-    assert scraped(metrics)["slots", "toy"] == 9
+    newer = dataclasses.replace(DESCRIPTION, version="4")
+    metrics.watch(newer, lambda: EngineStats(0, 0, 0, slots=9, stalled_workers=0, totals=Totals()))
+    samples = scraped(metrics)
+    assert samples["slots", "toy"] == 9
+    assert samples["model_info", "cpu", "toy", "int8", "4"] == 1
+    assert ("model_info", "cpu", "toy", "int8", "3") not in samples
     metrics.unwatch("toy")
     samples = scraped(metrics)
     assert not {("queue_depth", "toy"), ("slots_in_use", "toy"), ("slots", "toy")} & set(samples)
+    assert not [key for key in samples if key[0] == "model_info"]
     assert samples["step_rows_total", "toy"] == 12
 
 
@@ -97,3 +128,13 @@ def test_a_port_that_is_taken_is_an_error_and_a_closed_one_is_free() -> None:
             MetricsEndpoint(metrics.registry, "127.0.0.1", port)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_documentation_has_every_metric_and_no_other() -> None:
+    metrics = ServerMetrics()
+    metrics.watch_server(lambda: 0, lambda: 0)
+    families = [(one.name, one.type) for one in metrics.registry.collect()]
+    names = {f"{name}_total" if kind == "counter" else name for name, kind in families}
+    own = {name for name in names if name.startswith("dragoman_")}
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"`(dragoman_\w+)", text)) == own

@@ -120,12 +120,12 @@ class Engine:
         request.arrived = time.monotonic()
         try:
             displaced = self._queue.put(request)
-        except BusyError:
-            self._telemetry.refused()
+        except BusyError as error:
+            self._telemetry.refused(error)
             raise
         if displaced is not None:
-            error = QueueFullError(self._queue.waiting, self._queue.retry_after)
-            self._answers.end(displaced, Failed(error))
+            reason = QueueFullError(self._queue.waiting, self._queue.retry_after)
+            self._answers.end(displaced, Failed(reason))
 
     def cancel(self, request: Request) -> None:
         """Give a request up: its slots are free before the next step.

@@ -86,6 +86,9 @@ class FinishRecord:
 class Observer(Protocol):
     """Is told on the workers' threads, possibly on several at once; must return at once."""
 
+    def on_refused(self, cause: str) -> None:
+        """A request was turned away."""
+
     def on_encode(self, record: EncodeRecord) -> None:
         """An encoder batch ran."""
 
@@ -165,10 +168,12 @@ class Telemetry:
         """The counts so far."""
         return self._totals
 
-    def refused(self) -> None:
+    def refused(self, error: BusyError) -> None:
         """Count a request turned away."""
         with self._lock:
             self._totals = replace(self._totals, refused=self._totals.refused + 1)
+        if self._observer is not None:
+            self._tell(self._observer.on_refused, error.cause)
 
     def encoded(self, record: EncodeRecord) -> None:
         """Count an encoder batch."""
