@@ -22,6 +22,8 @@ SENTENCES = [
     "Did my guest sleep yesterday?",
     "The children that see the cat that sleeps laugh.  The man sees them.\n\nThe woman sleeps.",
 ]
+EVERYDAY = ["Where is the nearest station?", "I didn't know that you could sing.", "See you tomorrow!"]
+STARTER = Path(__file__).parents[1] / "starter"
 CLIENT_WAS_LATE = 4  # exit code of `dragoman loadtest` for a run that says nothing of the server
 
 
@@ -104,6 +106,10 @@ def main() -> None:
         )
         if code == CLIENT_WAS_LATE:
             print("This machine was too busy to time a server; the answers were checked all the same.")
+    say("Everyday English: the starter, the model that comes with the package")
+    with served(STARTER, folder) as address:
+        for sentence in EVERYDAY:
+            dragoman("translate", sentence, "--endpoint", address)
     say(f"Done in {time.monotonic() - started:.0f} seconds; the bundle is in {models / 'toy-en-de' / '1'}")
 
 

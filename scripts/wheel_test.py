@@ -1,4 +1,4 @@
-"""Serves the demo's bundle from the built wheel, in an environment in which torch cannot be imported.
+"""Serves the starter and the demo's bundle from the built wheel, where torch cannot be imported.
 
 python scripts/wheel_test.py [--models .build/demo/models]
 """
@@ -13,18 +13,24 @@ import venv
 import zipfile
 from pathlib import Path
 
-SHIPPED = {"dragoman/py.typed", "dragoman_loadtest/py.typed", "dragoman_loadtest/report/page.html"}
+SHIPPED = {
+    "dragoman/py.typed",
+    "dragoman_loadtest/py.typed",
+    "dragoman_loadtest/report/page.html",
+    "dragoman_server/starter_models/en-de/1/bundle.json",
+}
 CALLS = """
-import dragoman, subprocess, sys
+import dragoman, json, subprocess, sys, time
+started = time.monotonic()
 process = subprocess.Popen(
-    ["dragoman", "serve", "--models", sys.argv[1], "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+    ["dragoman", "serve", "--port", "0", "--json", *sys.argv[1:]], stdout=subprocess.PIPE, text=True
 )
 try:
-    import json
-    address = json.loads(process.stdout.readline())["address"]
-    with dragoman.Client(address) as client:
+    ready = json.loads(process.stdout.readline())
+    with dragoman.Client(ready["address"]) as client:
         translation = client.translate("The old cat sees the small dogs.")
-        print("from the wheel:", translation.text)
+        seconds = time.monotonic() - started
+        print(f"from the wheel, {ready['models']}, {seconds:.2f} s after its start: {translation.text}")
         assert translation.text and not translation.truncated
     process.terminate()
     assert process.wait(30) == 0, process.returncode
@@ -34,7 +40,7 @@ finally:
 
 
 def main() -> None:
-    """Build, install, serve."""
+    """Build, install, serve without a flag, and what the demo made."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path(".build/demo/models"))
     models: Path = parser.parse_args().models
@@ -61,7 +67,8 @@ def main() -> None:
         if imported is not must_import:
             sys.exit(f"{name} {'can' if imported else 'cannot'} be imported in the wheel's environment")
     path = f"{environment / 'bin'}:/usr/bin:/bin"
-    subprocess.run([python, "-c", CALLS, models.resolve()], check=True, cwd=folder, env={"PATH": path})
+    for flags in ((), ("--models", models.resolve())):
+        subprocess.run([python, "-c", CALLS, *flags], check=True, cwd=folder, env={"PATH": path})
 
 
 def run(*words: object) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dragoman_server.errors import BundleError
 from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, FileRecord, Manifest
+from dragoman_server.starter import is_installed
 
 __all__ = ["Bundle", "find_bundles"]
 
@@ -94,32 +95,39 @@ def _versions(model: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(found, key=lambda path: int(path.name), reverse=True)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    descriptor: int
+    hard_links: bool
+    """Whether files may be known by other names too: installers such as uv link them to their cache."""
+
+
 @contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int]:
+def _directory(path: Path) -> Iterator[_Directory]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise BundleError(f"{path} is no directory that can be opened: {error.strerror}") from error
     try:
-        yield descriptor
+        yield _Directory(descriptor, hard_links=is_installed(path))
     finally:
         os.close(descriptor)
 
 
-def _require_exact_files(directory: int, manifest: Manifest) -> None:
-    found = set(os.listdir(directory))
+def _require_exact_files(directory: _Directory, manifest: Manifest) -> None:
+    found = set(os.listdir(directory.descriptor))  # noqa: PTH208 - a descriptor, no path
     expected = {MANIFEST_FILE, *manifest.files}
     if missing := sorted(expected - found):
         raise BundleError(f"{missing[0]} is missing; copy the whole bundle again")
     if extra := sorted(found - expected):
         raise BundleError(f"{extra[0]} does not belong to the bundle; remove it")
     for name, record in manifest.files.items():
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        _require_plain_file(name, status)
+        status = os.stat(name, dir_fd=directory.descriptor, follow_symlinks=False)
+        _require_plain_file(directory, name, status)
         _require_size(name, status.st_size, record)
 
 
-def _read_recorded(directory: int, name: str, record: FileRecord) -> bytes:
+def _read_recorded(directory: _Directory, name: str, record: FileRecord) -> bytes:
     content = _read_file(directory, name, record.bytes)
     _require_size(name, len(content), record)
     if hashlib.sha256(content).hexdigest() != record.sha256:
@@ -127,24 +135,25 @@ def _read_recorded(directory: int, name: str, record: FileRecord) -> bytes:
     return content
 
 
-def _read_file(directory: int, name: str, max_bytes: int) -> bytes:
+def _read_file(directory: _Directory, name: str, max_bytes: int) -> bytes:
     """Read a plain file of at most `max_bytes`; the checks are made on the file that was opened."""
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=directory)
+        descriptor = os.open(name, flags, dir_fd=directory.descriptor)
     except OSError as error:
         raise BundleError(f"{name} cannot be opened: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        _require_plain_file(name, status)
+        _require_plain_file(directory, name, status)
         if status.st_size > max_bytes:
             raise BundleError(f"{name} has {status.st_size} bytes, more than the {max_bytes} allowed")
         return file.read(max_bytes + 1)
 
 
-def _require_plain_file(name: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+def _require_plain_file(directory: _Directory, name: str, status: os.stat_result) -> None:
+    linked = status.st_nlink != 1 and not directory.hard_links
+    if not stat.S_ISREG(status.st_mode) or linked:
         raise BundleError(f"{name} must be a plain file of its own, neither link nor device; copy it again")
 
 

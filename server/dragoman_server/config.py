@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from dragoman_server.starter import default_models
 
 __all__ = ["CallLimits", "ServerConfig"]
 
@@ -50,8 +52,9 @@ class ServerConfig(CallLimits):
         ValueError: a value is out of its range; the message names the flag.
     """
 
-    models: Path = Path("models")
-    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served."""
+    models: Path = field(default_factory=default_models)
+    """Directory that holds NAME/VERSION/, or one bundle; the newest sound version of a model is served. By
+    default ./models, or, where there is none, the starter: a small English-German model."""
     watch_seconds: float = 0.0
     """How often to look for new versions in that directory; 0 for never."""
     host: str = "127.0.0.1"
