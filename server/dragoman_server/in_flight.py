@@ -36,6 +36,7 @@ class InFlight:
         wants_progress: Whether `progress` will be read.
         first_token: What the translation has to begin with.
         client: Who asks.
+        may_loop: Whether it is not cut where it repeats itself.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class InFlight:
         wants_progress: bool = False,
         first_token: int | None = None,
         client: str = "",
+        may_loop: bool = False,
     ) -> None:
-        self.request = Request(source, options, self._notify, deadline, wants_progress, first_token, client)
+        self.request = Request(
+            source, options, self._notify, deadline, wants_progress, first_token, client, may_loop
+        )
         self.ended_at = 0.0
         """When the outcome arrived, on the clock of `time.monotonic`."""
         self._loop = asyncio.get_running_loop()

@@ -120,7 +120,9 @@ async def _translate(
     description = model.served.description
     direction = description.first_direction
     try:
-        return await model.served.translator.translate(texts, direction, options, deadline=None)
+        translator = model.served.translator
+        # Canaries were made without cutting loops, which networks that say nothing sensible end in.
+        return await translator.translate(texts, direction, options, deadline=None, may_loop=True)
     except DragomanServerError as error:
         raise BundleError(f"model {description.name} does not translate: {error}") from error
 

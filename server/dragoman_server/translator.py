@@ -88,6 +88,7 @@ class Translator:
         options: DecodingOptions,
         deadline: float | None,
         client: str = "",
+        may_loop: bool = False,
     ) -> list[TextTranslation]:
         """Translate texts, all of them or none.
 
@@ -97,6 +98,7 @@ class Translator:
             options: How to search.
             deadline: On the clock of `time.monotonic`; `None` for none.
             client: Who asks: clients take turns.
+            may_loop: Whether translations are not cut where they repeat themselves.
 
         Raises:
             InvalidRequestError: the texts have too many sentences or tokens.
@@ -105,7 +107,10 @@ class Translator:
         """
         started = time.monotonic()
         prepared = await self._prepare(texts, direction, "texts")
-        flights = [self._flights(pieces, direction, options, deadline, client) for pieces in prepared]
+        flights = [
+            self._flights(pieces, direction, options, deadline, client, may_loop=may_loop)
+            for pieces in prepared
+        ]
         with submitted(self._engine, [flight for text in flights for flight in text.values()]):
             return [
                 await self._collect(pieces, text, started)
@@ -176,12 +181,14 @@ class Translator:
         deadline: float | None,
         client: str,
         wants_progress: bool = False,
+        may_loop: bool = False,
     ) -> dict[int, InFlight]:
         """A flight for every piece that has something to translate, by the piece's index."""
         prefix, first = self._languages.prefix(direction), self._languages.first(direction)
         return {
             index: InFlight(
-                (*prefix, *piece.ids, self._eos_id), options, deadline, wants_progress, first, client
+                (*prefix, *piece.ids, self._eos_id),
+                *(options, deadline, wants_progress, first, client, may_loop),
             )
             for index, piece in enumerate(pieces)
             if piece.ids

@@ -145,6 +145,8 @@ class Request:
     """What every hypothesis has to begin with, at no cost to its log-probability; `None`: what is best."""
     client: str = ""
     """Who asks: clients take turns."""
+    may_loop: bool = False
+    """Whether its translation is not cut where it repeats itself again and again."""
     max_output_tokens: int = 0
     """The bound in force, end-of-sentence included; set by the engine at admission."""
     arrived: float = 0.0

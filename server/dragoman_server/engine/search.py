@@ -53,6 +53,7 @@ class Beam:
         """Whether no hypothesis is to be continued."""
         self._options = request.options
         self._source = request.source
+        self._may_loop = request.may_loop
         self._finished: list[Hypothesis] = []
 
     @property
@@ -68,8 +69,8 @@ class Beam:
         return tuple(ranked[: self._options.n_best])
 
     def may_loop(self, at_least: int) -> bool:
-        """Whether the source repeats itself, too, over half as many tokens: its translation may, then."""
-        return repeats(self._source, at_least // 2)
+        """Whether it was asked for, or the source repeats itself, too, over half as many tokens."""
+        return self._may_loop or repeats(self._source, at_least // 2)
 
     def finish(self, tokens: Sequence[int], log_prob: float, reason: FinishReason) -> None:
         """Add a finished hypothesis, given without its end-of-sentence; one too many is dropped."""
