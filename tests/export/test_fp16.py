@@ -152,7 +152,8 @@ def test_numbers_that_float16_cannot_hold_are_left_out_and_named(
 
 def test_float16_is_served(plain: tuple[Path, Bundle], tmp_path: Path) -> None:
     export_checkpoint(plain[0], tmp_path / "tiny" / "1", ExportOptions(precision=("fp16",)))
-    command = ["serve", "--models", str(tmp_path), "--precision", "fp16", "--port", "0", "--json"]
+    command = ["serve", "--models", str(tmp_path), "--precision", "fp16", "--loop-tokens", "0", "--port", "0"]
+    command += ["--json"]
     script = f"import sys; from dragoman.cli import main; sys.exit(main({command!r}))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
