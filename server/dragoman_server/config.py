@@ -86,8 +86,10 @@ class ServerConfig(CallLimits):
     """Threads that a decode step may use, its worker's included; 0 for those that the workers leave idle."""
     max_rows: int = 128
     """Slots per worker: hypotheses that are decoded together."""
-    cache_memory_mib: int = 1024
-    """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits."""
+    cache_memory_mib: int = 0
+    """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits. 0 for
+    as much as the model's graphs take, and no less than 64, nor than the largest beam of the longest
+    sentences needs."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
     loop_tokens: int = 24
@@ -118,9 +120,9 @@ class ServerConfig(CallLimits):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is a new class, which the zero-argument form does not know.
         CallLimits.__post_init__(self)
-        for flag in ("max_rows", "cache_memory_mib", "max_queue"):
+        for flag in ("max_rows", "max_queue"):
             _require_at_least(1, flag, getattr(self, flag))
-        for flag in ("workers", "threads", "loop_tokens"):
+        for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
         for flag in ("admin_port", "metrics_port"):

@@ -14,6 +14,7 @@ from dragoman_server.engine import DecodingOptions, Engine
 from dragoman_server.engine.faults import with_faults
 from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
 from dragoman_server.engine.runner import Extent
+from dragoman_server.engine.slab import Slab
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.errors import BundleError, DragomanServerError
@@ -28,6 +29,7 @@ __all__ = ["LoadedModel", "check_canaries", "load", "warm_up"]
 
 _log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
+_LEAST_CACHE_BYTES = 64 * 2**20
 _AUTO, _SUITABLE = "auto", ("fp32", "int8")
 
 
@@ -139,10 +141,8 @@ def _runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Spli
 
     def divided(split: Split) -> list[OnnxRunner]:
         sessions = load_model(bundle, precision, split.threads)
-        runners = [
-            OnnxRunner(sessions, config.max_rows, config.cache_memory_mib * 2**20)
-            for _ in range(split.workers)
-        ]
+        budget = config.cache_memory_mib * 2**20 or _cache_bytes(bundle.manifest, precision, config)
+        runners = [OnnxRunner(sessions, config.max_rows, budget) for _ in range(split.workers)]
         _require_room(bundle, runners[0], config)
         return runners
 
@@ -155,6 +155,17 @@ def _runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Spli
     _log.info("workers x threads, rows per second: %s", found)
     fastest = max(speeds, key=speeds.__getitem__)
     return fastest, divided(fastest)
+
+
+def _cache_bytes(manifest: Manifest, precision: str, config: ServerConfig) -> int:
+    """Memory for the keys and values of one worker, where nobody says how much.
+
+    More than the weights take makes few rows more in the long run, and none faster.
+    """
+    graphs, limits = manifest.precisions[precision], manifest.limits
+    weights = sum(manifest.files[name].bytes for name in (graphs.encoder, graphs.decode_step))
+    largest = Extent(config.max_beam_size, limits.max_target_tokens, limits.max_source_tokens)
+    return max(_LEAST_CACHE_BYTES, weights, Slab(graphs.state, largest).bytes(largest))
 
 
 def _require_room(bundle: Bundle, runner: OnnxRunner, config: ServerConfig) -> None:

@@ -1,7 +1,8 @@
 """Memory that is free goes back to the system, which glibc by itself does seldom.
 
 It keeps what is freed in arenas, of which it has up to eight for every core. Weights that come and go on the
-threads of a server that goes on working leave holes in all of them.
+threads of a server that goes on working leave holes in all of them; so do the caches of keys and values as
+they grow, once it has seen that large blocks come and go, and takes them from its arenas, too.
 """
 
 from __future__ import annotations
@@ -9,19 +10,29 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["limit_arenas", "return_freed_memory"]
+__all__ = ["keep_little_freed", "return_freed_memory"]
 
-_M_ARENA_MAX = -8  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+_LARGE_BYTES = 8 * 2**20
+"""Larger than what a step computes on the way: new pages for it each time would cost time."""
+_HEAP_BYTES = 128 * 2**20
 
 
-def limit_arenas(count: int) -> None:
-    """Have threads share `count` arenas at most; for the start of a process, before it has threads.
+def keep_little_freed(arenas: int) -> None:
+    """Have threads share so many arenas at most, and large blocks go back to the system when they are freed.
 
-    Does nothing where the C library is another than glibc, or the environment says MALLOC_ARENA_MAX.
+    For the start of a process, before it has threads. Does nothing where the C library is another than glibc,
+    or the environment says MALLOC_ARENA_MAX, or MALLOC_MMAP_THRESHOLD_.
     """
-    limit = getattr(ctypes.CDLL(None), "mallopt", None)
-    if limit is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        limit(_M_ARENA_MAX, count)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        set_option(_M_ARENA_MAX, arenas)
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        set_option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        # With the threshold fixed, glibc would give back the end of its heap at every turn, and ask again.
+        set_option(_M_TRIM_THRESHOLD, _HEAP_BYTES)
 
 
 def return_freed_memory() -> None:

@@ -24,7 +24,7 @@ from cyclopts import Parameter
 from dragoman_server.config import ServerConfig
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
-from dragoman_server.memory import limit_arenas
+from dragoman_server.memory import keep_little_freed
 from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
@@ -52,7 +52,7 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
     """
     set_up_logging(config.log_format)
     # More than can run at once do not help, and every one keeps its own share of what is freed.
-    limit_arenas(max(_LEAST_ARENAS, choose_threads()))
+    keep_little_freed(max(_LEAST_ARENAS, choose_threads()))
     return asyncio.run(_serve(config, json))
 
 

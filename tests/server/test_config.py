@@ -22,7 +22,7 @@ from dragoman_server.config import CallLimits, ServerConfig
         ({"max_beam_size": 0}, "--max-beam-size"),
         ({"max_rows": 0}, "--max-rows"),
         ({"max_rows": 4, "max_beam_size": 5}, "--max-beam-size"),
-        ({"cache_memory_mib": 0}, "--cache-memory-mib"),
+        ({"cache_memory_mib": -1}, "--cache-memory-mib"),
         ({"max_queue": 0}, "--max-queue"),
         ({"workers": -1}, "--workers"),
         ({"threads": -1}, "--threads"),
