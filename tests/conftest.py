@@ -205,6 +205,7 @@ class ServerThread:
         self.grpc = GrpcServer(self._listener, self._limits, self._observe)
         self.address = self.grpc.address
         await self.grpc.start(self._models)
+        self.grpc.open()
         self._started.set()
         await self._stopped.wait()
 

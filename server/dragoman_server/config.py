@@ -106,8 +106,10 @@ class ServerConfig(CallLimits):
     """File of those who may administer; without it, everybody who reaches the port may."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
+    drain_delay_seconds: float = 0.0
+    """How long, in seconds, calls are still taken after SIGTERM or SIGINT, while balancers notice."""
     drain_seconds: float = 30.0
-    """How long, in seconds, accepted calls may take to finish after SIGTERM or SIGINT."""
+    """How long, in seconds, accepted calls may take to finish after that."""
     log_format: Literal["text", "json"] = "text"
     """How the log on standard error is written: for people, or a JSON object a line."""
     log_calls: bool = False
@@ -128,7 +130,10 @@ class ServerConfig(CallLimits):
         for flag in ("admin_port", "metrics_port"):
             if getattr(self, flag) is not None:
                 _require_port(flag, getattr(self, flag))
-        for flag in ("drain_seconds", "watch_seconds", "max_connection_age_seconds"):
+        for flag in (
+            *("drain_delay_seconds", "drain_seconds"),
+            *("watch_seconds", "max_connection_age_seconds"),
+        ):
             _require_not_negative(flag, getattr(self, flag))
         for flag in ("stall_seconds", "keepalive_seconds"):
             _require_positive(flag, getattr(self, flag))

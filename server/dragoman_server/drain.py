@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from dragoman_server.errors import ShuttingDownError, TooManyCallsError
+from dragoman_server.errors import NotReadyError, ShuttingDownError, TooManyCallsError
 
 __all__ = ["CallCounter"]
 
@@ -19,10 +19,12 @@ class CallCounter:
 
     Args:
         limit: The most that may be.
+        ready: Whether calls are taken at once, or after `open`.
     """
 
-    def __init__(self, limit: int = sys.maxsize) -> None:
+    def __init__(self, limit: int = sys.maxsize, *, ready: bool = True) -> None:
         self._limit = limit
+        self._ready = ready
         self._active = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -33,14 +35,34 @@ class CallCounter:
         """Calls in progress."""
         return self._active
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has been opened."""
+        return self._ready
+
+    def open(self) -> None:
+        """Take calls from now on."""
+        self._ready = True
+
+    def require_ready(self) -> None:
+        """Let pass what comes once the models are loaded.
+
+        Raises:
+            NotReadyError: they are not yet.
+        """
+        if not self._ready:
+            raise NotReadyError("the server is loading its models; try again shortly")
+
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
         """Count a call while it lasts.
 
         Raises:
+            NotReadyError: no calls are taken yet.
             ShuttingDownError: the server drains.
             TooManyCallsError: as many as there may be are in progress.
         """
+        self.require_ready()
         if self._draining:
             raise ShuttingDownError("the server is shutting down")
         if self._active >= self._limit:
@@ -58,7 +80,8 @@ class CallCounter:
         """Take no more calls; wait for those in progress, at most `timeout` seconds; whether all ended."""
         self._draining = True
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True

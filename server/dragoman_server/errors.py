@@ -10,6 +10,8 @@
         - DeadlineUnreachableError: what waits already takes longer than the request's deadline allows
     - DeadlineError (TimeoutError): the request's deadline passed
     - CancelledError (RuntimeError): the caller cancelled the request
+        - SlowReaderError: the caller does not read its stream
+    - NotReadyError (RuntimeError): the server is loading its models
     - ShuttingDownError (RuntimeError): the server drains and takes no more
     - EngineError (RuntimeError): the runtime failed; nothing the caller did
     - StalledError (RuntimeError): the runtime does not come back; another server may do better
@@ -27,8 +29,10 @@ __all__ = [
     "EngineError",
     "InvalidRequestError",
     "ModelNotFoundError",
+    "NotReadyError",
     "QueueFullError",
     "ShuttingDownError",
+    "SlowReaderError",
     "StalledError",
     "TooManyCallsError",
 ]
@@ -99,6 +103,14 @@ class DeadlineError(DragomanServerError, TimeoutError):
 
 class CancelledError(DragomanServerError, RuntimeError):
     """The caller cancelled the request."""
+
+
+class SlowReaderError(CancelledError):
+    """The caller did not read its stream for too long, which is as good as cancelling it."""
+
+
+class NotReadyError(DragomanServerError, RuntimeError):
+    """The server is loading its models: nothing is taken yet."""
 
 
 class ShuttingDownError(DragomanServerError, RuntimeError):

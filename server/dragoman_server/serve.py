@@ -1,7 +1,7 @@
 """`dragoman serve`: load, warm, serve, drain.
 
-start -> bind the port -> load and warm every model -> answer calls, health SERVING -> SIGTERM or SIGINT ->
-NOT_SERVING, new translations refused -> those in progress end -> stop. A second signal exits at once.
+start -> answer, health NOT_SERVING -> load and warm every model -> take calls, health SERVING -> SIGTERM or
+SIGINT -> NOT_SERVING -> refuse new calls -> those in progress end -> stop. A second signal exits at once.
 Meanwhile the repository loads, swaps and unloads what it is told to, or finds.
 """
 
@@ -77,15 +77,16 @@ async def _serve(config: ServerConfig, json: bool) -> int:
         write_ready_file = stack.enter_context(_ready_file(config.ready_file))
         metrics_address = _start_metrics(config, metrics, stack)
         stack.push_async_callback(repository.close)
-        if await _ended_before(stop, repository.load_all()):
-            await server.start(models)
-            async with _kept_up_to_date(config, repository, admin), _health_kept_true(server, repository):
-                _announce(server.address, metrics_address, admin.address if admin else None, models, json)
-                write_ready_file(server.address)
-                await stop.wait()
+        await server.start(models)
+        try:
+            if await _ended_before(stop, repository.load_all()):
+                server.open()
+                async with _kept_up_to_date(config, repository, admin), _health_kept_true(server, repository):
+                    _announce(server.address, metrics_address, admin.address if admin else None, models, json)
+                    write_ready_file(server.address)
+                    await stop.wait()
+        finally:
             code = await _stop(server, config)
-        else:
-            code = 0
     if repository.loading or repository.stalled:
         # A thread inside the runtime cannot be stopped, and the interpreter's end would break it off there.
         logging.shutdown()
@@ -140,7 +141,7 @@ async def _health_kept_true(server: GrpcServer, repository: ModelRepository) -> 
             repository.check_engines()
             if serving is repository.stalled:
                 serving = not serving
-                await server.set_serving(serving)
+                server.set_serving(serving)
 
     looking = asyncio.create_task(look_after())
     try:
@@ -153,7 +154,7 @@ async def _health_kept_true(server: GrpcServer, repository: ModelRepository) -> 
 async def _stop(server: GrpcServer, config: ServerConfig) -> int:
     """Finish what was accepted; the exit code."""
     _log.info("stopping: no new calls, %d in progress", server.calls_in_progress)
-    drained = await server.stop(config.drain_seconds)
+    drained = await server.stop(config.drain_seconds, config.drain_delay_seconds)
     if not drained:
         _log.warning("calls were cancelled that took longer than %g s", config.drain_seconds)
     return 0 if drained else 1
@@ -199,25 +200,43 @@ def _announce(
         line = f"dragoman: listening on {address}, serving {names}"
         line += f", metrics on {metrics_address}" if metrics_address else ""
         line += f", administration on {admin_address}" if admin_address else ""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _log.error("the server is ready, but cannot write so to standard output: %s", error.strerror)
+        # The interpreter flushes it once more at its end, and would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def _ready_file(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Yields what writes the address to `path`, never half; before and after there is no such file."""
+    """Yields what writes the address to `path`, never half; before and after there is no such file.
+
+    Raises:
+        OSError: `path` cannot be written. Where that comes later, it is logged: the server serves.
+    """
     if path is None:
         yield lambda address: None
         return
     partial = path.with_name(path.name + ".partial")
 
     def write(address: str) -> None:
-        partial.write_text(address + "\n")
-        partial.replace(path)
+        try:
+            partial.write_text(address + "\n")
+            partial.replace(path)
+        except OSError as error:
+            _log.error("the server is ready, but cannot write --ready-file %s: %s", path, error.strerror)
 
-    # One may be left of a server that was killed.
-    path.unlink(missing_ok=True)
+    try:
+        # One may be left of a server that was killed.
+        path.unlink(missing_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise OSError(f"cannot write --ready-file {path}: {error.strerror}") from error
     try:
         yield write
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

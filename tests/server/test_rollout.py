@@ -109,6 +109,7 @@ class Server:
         self.address, self.admin_address = server.address, admin.address
         await repository.load_all()
         await server.start(models)
+        server.open()
         await admin.start(repository)
         watch = asyncio.create_task(repository.watch(self._config.watch_seconds or 1e9))
         self._started.set()

@@ -71,6 +71,10 @@ class Guard(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 code = _aborted_with(context)
                 raise
+            except grpc.aio.InternalError:
+                # A message could not be sent: the caller is gone, and gRPC will cancel this call any moment.
+                code = _gone(context)
+                raise asyncio.CancelledError from None
             except Exception as error:
                 code = code_of(error)
                 await _abort(error, context)

@@ -68,7 +68,7 @@ class Listener:
             # Without this a client that stands still is waited for 60 s whatever the two above say.
             ("grpc.http2.ping_timeout_ms", keepalive),
             # Clients ask for signs of life, too; by default more than one in five minutes is an offence.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", _CLIENT_PING_SECONDS * 1000),
+            ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PING_SECONDS * 1000),
         ]
         if self.max_connection_age_seconds:
             options += [

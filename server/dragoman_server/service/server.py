@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import asyncio
+
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dragoman.v1 import translation_pb2, translation_pb2_grpc
@@ -10,6 +12,7 @@ from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
 from dragoman_server.models import ModelTable
 from dragoman_server.service.guard import Guard, ObserveCall
+from dragoman_server.service.health import Health
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.translation import TranslationService
 
@@ -40,8 +43,8 @@ class GrpcServer:
     ) -> None:
         self._limits = limits
         self._log_texts = log_texts
-        self._calls = CallCounter(limits.max_concurrent_calls)
-        self._health = health.aio.HealthServicer()
+        self._calls = CallCounter(limits.max_concurrent_calls, ready=False)
+        self._health = Health("", SERVICE_NAME)
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
         self._server, self.address = listener.listen([Guard(observe)], max_bytes)
@@ -53,7 +56,7 @@ class GrpcServer:
         return self._calls.active
 
     async def start(self, models: ModelTable) -> None:
-        """Answer calls; from now on health is SERVING. `models` must be warm."""
+        """Answer; until `open`, calls are refused and health is NOT_SERVING. `models` may still be filled."""
         service = TranslationService(models, self._limits, self._calls, self._log_texts)
         translation_pb2_grpc.add_TranslationServiceServicer_to_server(  # type: ignore[no-untyped-call]
             service, self._server
@@ -61,24 +64,33 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self.set_serving(True)
         await self._server.start()
 
-    async def set_serving(self, serving: bool) -> None:
-        """Have health checks say SERVING or NOT_SERVING; calls are taken all the same."""
-        status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+    def open(self) -> None:
+        """Take calls; from now on health is SERVING. The models must be warm."""
+        self._calls.open()
+        self.set_serving(True)
 
-    async def stop(self, drain_seconds: float) -> bool:
-        """Say NOT_SERVING, refuse new translations, wait for those in progress, close.
+    def set_serving(self, serving: bool) -> None:
+        """Have health checks say SERVING or NOT_SERVING; calls are taken all the same."""
+        self._health.say(serving=serving)
+
+    async def stop(self, drain_seconds: float, delay_seconds: float = 0.0) -> bool:
+        """Say NOT_SERVING, then refuse new translations, wait for those in progress, close.
+
+        Args:
+            drain_seconds: That calls in progress may take.
+            delay_seconds: That new ones are still taken.
 
         Returns:
             Whether every call in progress ended within `drain_seconds`.
         """
-        await self._health.enter_graceful_shutdown()
+        self.set_serving(False)
+        # Even without a delay, so that watchers are told before the first call is refused.
+        await asyncio.sleep(delay_seconds if self._calls.ready else 0.0)
         drained = await self._calls.drain(drain_seconds)
-        # Left now are health watches, which never end, calls that were given their time, and some that have
-        # come this moment: cut off, they would be CANCELLED, which no client takes for a reason to try again.
+        self._health.end_watches()
+        # Left now are calls that were given their time, replies on their way out, and calls that have come
+        # this moment: cut off, they would be CANCELLED, which no client takes for a reason to try again.
         await self._server.stop(_REFUSAL_SECONDS)
         return drained

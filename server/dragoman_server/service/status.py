@@ -20,6 +20,7 @@ from dragoman_server.errors import (
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
+    NotReadyError,
     ShuttingDownError,
     StalledError,
 )
@@ -37,6 +38,7 @@ _CODES: dict[type[BaseException], grpc.StatusCode] = {
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CancelledError: grpc.StatusCode.CANCELLED,
     asyncio.CancelledError: grpc.StatusCode.CANCELLED,
+    NotReadyError: grpc.StatusCode.UNAVAILABLE,
     ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
     StalledError: grpc.StatusCode.UNAVAILABLE,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -15,7 +14,7 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1 import translation_pb2_grpc
 from dragoman_server.config import CallLimits
 from dragoman_server.drain import CallCounter
-from dragoman_server.errors import CancelledError
+from dragoman_server.errors import SlowReaderError
 from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable, ServedModel
 from dragoman_server.service.callers import caller_of
@@ -27,6 +26,7 @@ from dragoman_server.service.convert import (
     translate_call,
     translation_message,
 )
+from dragoman_server.service.stream_writer import StreamWriter
 from dragoman_server.translations import TextTranslation
 
 __all__ = ["TranslationService"]
@@ -75,14 +75,24 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         self, request: pb.TranslateStreamRequest, context: _Context
     ) -> None:
         """Translate one text; send it as it grows."""
+        writer = StreamWriter(context, self._limits.write_seconds)
+        try:
+            await self._stream(request, context, writer)
+        except SlowReaderError:
+            # What it had in the engine is free already.
+            await writer.settle()
+            raise
+
+    async def _stream(
+        self, request: pb.TranslateStreamRequest, context: _Context, writer: StreamWriter
+    ) -> None:
         with self._calls.call():
             call = stream_call(request, self._limits)
             with self._lease(call) as (model, direction):
-                await self._write(
-                    context,
+                await writer.write(
                     pb.TranslateStreamResponse(
                         model=model.description.name, version=model.description.version
-                    ),
+                    )
                 )
                 [text] = call.texts
                 updates = model.translator.stream(
@@ -91,20 +101,7 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
                 # Closing frees the segments when the caller goes away between two writes.
                 async with contextlib.aclosing(updates):
                     async for update in updates:
-                        await self._write(context, _stream_message(update))
-
-    async def _write(self, context: _Context, message: pb.TranslateStreamResponse) -> None:
-        """Send a message of a stream.
-
-        Raises:
-            CancelledError: the caller does not read.
-        """
-        try:
-            async with asyncio.timeout(self._limits.write_seconds):
-                await context.write(message)
-        except TimeoutError:
-            seconds = self._limits.write_seconds
-            raise CancelledError(f"the reply was not read for {seconds:g} s") from None
+                        await writer.write(_stream_message(update))
 
     def _lease(
         self, call: TranslationCall
@@ -118,12 +115,14 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         self, request: pb.ListModelsRequest, context: _Context
     ) -> pb.ListModelsResponse:
         """List what is served."""
+        self._calls.require_ready()
         return pb.ListModelsResponse(models=[model_summary(model.description) for model in self._models])
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: _Context
     ) -> pb.GetModelResponse:
         """Describe one model."""
+        self._calls.require_ready()
         return model_response(self._models.named(request.name).description, self._limits)
 
 

@@ -1,0 +1,73 @@
+"""What balancers and clients ask before they send calls: `grpc.health.v1.Health`.
+
+The servicer that gRPC ships tells its watchers one after the other, under a lock that changes need as well: a
+single watcher that does not read would hold up the end of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+__all__ = ["Health"]
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Response = health_pb2.HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """One state under several names; NOT_SERVING at first. Used from one event loop.
+
+    Args:
+        names: Of services; the empty one stands for the whole server.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = frozenset(names)
+        self._serving = False
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    def say(self, serving: bool) -> None:
+        """Answer SERVING or NOT_SERVING from now on; watchers are told in the loop's next round."""
+        self._serving = serving
+        self._wake()
+
+    def end_watches(self) -> None:
+        """End every watch, which would hold up the server's end."""
+        self._ended = True
+        self._wake()
+
+    async def Check(  # noqa: N802 - the generated base class names it
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> health_pb2.HealthCheckResponse:
+        """The state now; NOT_FOUND for other names."""
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return _Response(status=self._status(request.service))
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: _Context
+    ) -> None:
+        """The state now, and whenever it changes; SERVICE_UNKNOWN for other names."""
+        told: int | None = None
+        while not self._ended:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != told:
+                await context.write(_Response(status=status))
+                told = status
+            await changed.wait()
+
+    def _status(self, name: str) -> int:
+        if name not in self._names:
+            return int(_Response.SERVICE_UNKNOWN)
+        return int(_Response.SERVING if self._serving else _Response.NOT_SERVING)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
