@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, cast
 
@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from dragoman._endpoints import is_this_machine, listed_endpoints, target_of
 from dragoman.credentials import Credentials
 from dragoman.errors import (
     Cancelled,
@@ -26,15 +27,16 @@ from dragoman.errors import (
     Unavailable,
 )
 
-__all__ = ["CallArguments", "Connection", "channel_options", "metadata_of", "target_of", "typed_errors"]
+__all__ = ["CallArguments", "Connection", "channel_options", "metadata_of", "typed_errors"]
 
 _Metadata = tuple[tuple[str, str], ...]
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
 
-# RESOURCE_EXHAUSTED comes with the server's own delay (gRFC A6: pushback), which takes the place of the
-# back-off; retries stop while too many calls fail.
+# Translating twice does no harm: calls that a server lost or did not take are tried again, streams until
+# their first message. RESOURCE_EXHAUSTED comes with the server's own delay (gRFC A6: pushback), which takes
+# the place of the back-off. The pauses together outlast a reconnection. Retries stop while too many calls
+# fail: 500 may, as many as a lost server breaks off at once, and then one in ten.
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -49,11 +51,15 @@ _SERVICE_CONFIG = {
             },
         }
     ],
-    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.1},
 }
 _HEALTH = {"healthCheckConfig": {"serviceName": ""}}
 """Asks every server of a channel whether it is SERVING, all the time, and sends calls to those alone. Not
 where the server wants a token, which gRPC would not send with this question."""
+# What a larger request takes is not kept to be sent again: no server takes it, unless it is told to.
+_RETRY_BUFFER_BYTES = 4 * 1024 * 1024 + 65536
+_KEEPALIVE_MS = 20_000
+_KEEPALIVE_TIMEOUT_MS = 5_000
 
 
 class CallArguments(TypedDict):
@@ -63,31 +69,32 @@ class CallArguments(TypedDict):
     metadata: _Metadata
 
 
-def channel_options(endpoint: str, credentials: Credentials) -> list[tuple[str, str | int]]:
-    """The options of a channel to `endpoint`.
+def channel_options(
+    endpoints: Sequence[str], credentials: Credentials, *, watches_health: bool = True
+) -> list[tuple[str, str | int]]:
+    """The options of a channel to `endpoints`; calls go to each of them in turn.
 
     A proxy that the environment names is not asked for this machine itself, which it cannot reach.
     """
-    config = _SERVICE_CONFIG if credentials.token else _SERVICE_CONFIG | _HEALTH
+    watches_health = watches_health and not credentials.token
+    config = _SERVICE_CONFIG | _HEALTH if watches_health else _SERVICE_CONFIG
     return [
         ("grpc.service_config", json.dumps(config)),
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
         # The server bounds what it takes; what it answers may be several times as long.
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 5000),
+        ("grpc.max_reconnect_backoff_ms", 500),
         # A server that is gone without a word is noticed while a call waits for it.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.enable_http_proxy", int(not endpoint.startswith(_LOOPBACK))),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # Without this it is waited for 60 s more, whatever the two above say.
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.enable_http_proxy", int(not is_this_machine(endpoints))),
     ]
 
 
-def target_of(endpoint: str) -> str:
-    """What gRPC is to resolve: of several servers `A:1,B:2`, their addresses."""
-    return endpoint if "," not in endpoint or ":///" in endpoint else f"ipv4:{endpoint}"
-
-
-def metadata_of(endpoint: str, credentials: Credentials) -> _Metadata:
+def metadata_of(endpoints: Sequence[str], credentials: Credentials) -> _Metadata:
     """What goes with every call.
 
     Raises:
@@ -95,9 +102,10 @@ def metadata_of(endpoint: str, credentials: Credentials) -> _Metadata:
     """
     if not credentials.token:
         return ()
-    if credentials.of_channel() is None and not endpoint.startswith(_LOOPBACK):
+    if credentials.of_channel() is None and not is_this_machine(endpoints):
         raise ValueError(
-            f"a token would go to {endpoint} for everybody to read; use TLS: DRAGOMAN_TLS=1, or DRAGOMAN_CA"
+            f"a token would go to {', '.join(endpoints)} for everybody to read; use TLS: DRAGOMAN_TLS=1, or "
+            "DRAGOMAN_CA"
         )
     return (("authorization", f"Bearer {credentials.token}"),)
 
@@ -106,22 +114,31 @@ class Connection:
     """A synchronous client's channel; closes with the context it is used in.
 
     Args:
-        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
+        endpoint: HOST:PORT, several of them, or any other target that gRPC resolves.
         credentials: By default what the environment says.
+        watches_health: Whether a server gets calls only while its health is SERVING.
 
     Raises:
-        ValueError: a token would be sent in plaintext to another machine.
-        OSError: a certificate cannot be read.
+        ValueError: an endpoint is none, or a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read, or a name is not found.
     """
 
-    def __init__(self, endpoint: str, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        credentials: Credentials | None = None,
+        *,
+        watches_health: bool = True,
+    ) -> None:
         credentials = credentials or Credentials.from_environment()
-        self._metadata = metadata_of(endpoint, credentials)
-        options, secret = channel_options(endpoint, credentials), credentials.of_channel()
+        endpoints = listed_endpoints(endpoint)
+        self._metadata = metadata_of(endpoints, credentials)
+        options = channel_options(endpoints, credentials, watches_health=watches_health)
+        secret = credentials.of_channel()
         if secret is None:
-            self._channel = grpc.insecure_channel(target_of(endpoint), options=options)
+            self._channel = grpc.insecure_channel(target_of(endpoints), options=options)
         else:
-            self._channel = grpc.secure_channel(target_of(endpoint), secret, options=options)
+            self._channel = grpc.secure_channel(target_of(endpoints), secret, options=options)
 
     def close(self) -> None:
         """Close the connections; calls in progress are cancelled."""

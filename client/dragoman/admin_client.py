@@ -40,7 +40,8 @@ class AdminClient(Connection):
         timeout: float = DEFAULT_ADMIN_TIMEOUT,
         credentials: Credentials | None = None,
     ) -> None:
-        super().__init__(endpoint, credentials)
+        # The administration's address answers no health checks.
+        super().__init__(endpoint, credentials, watches_health=False)
         self._call: CallArguments = {"timeout": timeout, "metadata": self._metadata}
         self._stub = AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self, Unpack, overload
 
 import grpc.aio
 
-from dragoman._channel import CallArguments, channel_options, metadata_of, target_of, typed_errors
+from dragoman._channel import CallArguments, channel_options, metadata_of, typed_errors
+from dragoman._endpoints import listed_endpoints, target_of
 from dragoman._messages import (
     StreamReader,
     parse_model,
@@ -27,38 +28,37 @@ __all__ = ["AsyncClient", "AsyncTranslationStream"]
 
 
 class AsyncClient:
-    """Talks to a Dragoman server, from one event loop, in which it must be created.
+    """Talks to a Dragoman server, or to several in turns, from one event loop, in which it must be created.
 
-    Use as an asynchronous context manager, or call `close`.
-
-    Calls that the server could not take are tried again with growing pauses until their timeout. Every
-    method raises the errors of `dragoman.errors`.
+    Use as an asynchronous context manager, or call `close`. Calls are tried again as those of `Client` are.
+    Every method raises the errors of `dragoman.errors`.
 
     Args:
-        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
+        endpoint: As for `Client`; looking up names among several may block.
         timeout: Seconds that a call may take where it does not say itself.
         credentials: By default what the environment says.
 
     Raises:
-        ValueError: a token would be sent in plaintext to another machine.
-        OSError: a certificate cannot be read.
+        ValueError: an endpoint is none, or a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read, or a name is not found.
     """
 
     def __init__(
         self,
-        endpoint: str = DEFAULT_ENDPOINT,
+        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: Credentials | None = None,
     ) -> None:
         self._timeout = timeout
         credentials = credentials or Credentials.from_environment()
-        self._metadata = metadata_of(endpoint, credentials)
-        options, secret = channel_options(endpoint, credentials), credentials.of_channel()
+        endpoints = listed_endpoints(endpoint)
+        self._metadata = metadata_of(endpoints, credentials)
+        options, secret = channel_options(endpoints, credentials), credentials.of_channel()
         if secret is None:
-            self._channel = grpc.aio.insecure_channel(target_of(endpoint), options=options)
+            self._channel = grpc.aio.insecure_channel(target_of(endpoints), options=options)
         else:
-            self._channel = grpc.aio.secure_channel(target_of(endpoint), secret, options=options)
+            self._channel = grpc.aio.secure_channel(target_of(endpoints), secret, options=options)
         self._stub = TranslationServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     @overload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, Unpack, overload
 
@@ -25,24 +25,26 @@ __all__ = ["Client", "TranslationStream"]
 
 
 class Client(Connection):
-    """Talks to a Dragoman server; thread-safe. Use as a context manager, or call `close`.
+    """Talks to a Dragoman server, or to several in turns; thread-safe.
 
-    Calls that the server could not take are tried again with growing pauses until their timeout. Every
-    method raises the errors of `dragoman.errors`.
+    Use as a context manager, or call `close`. Calls go to servers that say SERVING. Those that a server lost
+    or could not take are tried again within their timeout, up to four times with growing pauses; streams
+    until their first message. Every method raises the errors of `dragoman.errors`.
 
     Args:
-        endpoint: HOST:PORT, several of them with commas between, or any other target that gRPC resolves.
+        endpoint: HOST:PORT, or any other target that gRPC resolves; several HOST:PORT with commas between, or
+            as a sequence. One name may have several addresses.
         timeout: Seconds that a call may take where it does not say itself.
         credentials: By default what the environment says.
 
     Raises:
-        ValueError: a token would be sent in plaintext to another machine.
-        OSError: a certificate cannot be read.
+        ValueError: an endpoint is none, or a token would be sent in plaintext to another machine.
+        OSError: a certificate cannot be read, or a name is not found.
     """
 
     def __init__(
         self,
-        endpoint: str = DEFAULT_ENDPOINT,
+        endpoint: str | Sequence[str] = DEFAULT_ENDPOINT,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: Credentials | None = None,
