@@ -318,7 +318,11 @@ class ModelRepository:
 
         self._loading.add(future)
         future.add_done_callback(self._loading.discard)
-        threading.Thread(target=run, name="dragoman-load", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="dragoman-load", daemon=True).start()
+        except RuntimeError as error:
+            future.set_exception(error)
+            raise OSError(f"cannot load {path}: no memory, or no process, is left for a thread") from error
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

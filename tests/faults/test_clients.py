@@ -22,13 +22,19 @@ REQUEST = TranslateStreamRequest(text=LONG, options=DecodingOptions(beam_size=4,
 NARROW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
 """Has a client take no more than it reads."""
 CALLER = f"""
-import sys, dragoman
-texts = [{LONG!r}] * 4
-with dragoman.Client(sys.argv[1]) as client:
-    client.translate("Hello!")
-    print("calling", flush=True)
+import asyncio, sys, dragoman
+
+async def call_for_ever(client):
     while True:
-        client.translate(texts, timeout=600)
+        await client.translate({LONG!r}, timeout=600)
+
+async def main(address, calls):
+    async with dragoman.AsyncClient(address) as client:
+        await client.translate("Hello!")
+        print("calling", flush=True)
+        await asyncio.gather(*(call_for_ever(client) for _ in range(calls)))
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
@@ -60,9 +66,9 @@ def test_readers_that_never_read_are_given_up(serving, figures, full) -> None:
 
 
 @contextlib.contextmanager
-def callers(address: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Client processes in the middle of a call each."""
-    words = [sys.executable, "-c", CALLER, address]
+def callers(address: str, count: int, calls: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Client processes, each in the middle of so many calls on a connection of its own."""
+    words = [sys.executable, "-c", CALLER, address, str(calls)]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     try:
         for process in processes:
@@ -78,21 +84,30 @@ def callers(address: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("number", "state", "bound"), [(signal.SIGKILL, "killed", 1.0), (signal.SIGSTOP, "frozen", 5.0)]
+    ("number", "state", "bound", "calls"),
+    [(signal.SIGKILL, "killed", 1.0, 20), (signal.SIGSTOP, "frozen", 5.0, 1)],
 )
-def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, bound) -> None:
+def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, bound, calls) -> None:
+    """Of the killed there are 1,000: 50 processes with 20 calls each."""
     count = 50 if full else 3
     with (
-        serving("--max-queue", 100_000) as server,
-        server.unharmed(memory_mib=200),
-        callers(server.address, count) as processes,
+        serving("--max-queue", 1_000_000) as server,
+        server.unharmed(memory_mib=300),
+        callers(server.address, count, calls) as processes,
     ):
-        server.wait_until(lambda: server.held()["calls_in_progress"] == count, "all in a call", 60)
+        server.wait_until(
+            lambda: server.held()["calls_in_progress"] == count * calls, "all in their calls", 120
+        )
         for process in processes:
             os.kill(process.pid, number)
         started = time.monotonic()
         server.wait_until(lambda: not any(server.held().values()), f"all {state} clients freed", 30)
         seconds = time.monotonic() - started
-    figures(f"{count} clients {state}", "freed after / s", round(seconds, 2), f"{bound:g} at most")
+    figures(
+        f"{count} client processes {state}, {calls} calls each",
+        "freed after / s",
+        round(seconds, 2),
+        f"{bound:g} at most",
+    )
     if full:
         assert seconds <= bound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -80,6 +81,22 @@ def test_a_replica_that_goes_costs_no_call(serving, figures, full, asynchronous,
         assert set(load.outcomes) == {"OK"}
     kind = "asyncio" if asynchronous else "threads"
     figures(f"{how} to one of two replicas, {kind}", "calls failed", f"0 of {load.outcomes['OK']}", "none")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])
+def test_a_rolling_restart_costs_no_call(serving, figures, asynchronous) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(serving()) for _ in range(2)]
+        with Load(",".join(server.address for server in servers), asynchronous) as load:
+            for old in servers:
+                old.wait_until(lambda old=old: calls_of(old) > 20, "calls")
+                assert old.stop() == 0
+                new = stack.enter_context(serving("--port", old.address.rpartition(":")[2]))
+                # Ready for an orchestrator: the next is stopped at once, whoever has connected to this one.
+        new.wait_until(lambda: calls_of(new) > 0, "calls")
+        assert set(load.outcomes) == {"OK"}
+    kind = "asyncio" if asynchronous else "threads"
+    figures(f"rolling restart of two replicas, {kind}", "calls failed", f"0 of {load.outcomes['OK']}", "none")
 
 
 def test_a_replica_that_is_not_well_gets_no_calls(serving, token_of) -> None:
