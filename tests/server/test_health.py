@@ -64,7 +64,7 @@ def test_before_the_models_are_loaded_everything_is_refused(model: Any, engine: 
     assert len(engine.submitted) == 1
 
 
-def test_watchers_are_told_of_every_change_and_then_let_go(model: Any, engine: Any) -> None:
+def test_watchers_are_told_of_every_change(model: Any, engine: Any) -> None:
     async def run() -> None:
         async with loading(model(engine)) as (server, channel):
             watch = HealthStub(channel).Watch(asked(SERVICE_NAME))
@@ -73,8 +73,6 @@ def test_watchers_are_told_of_every_change_and_then_let_go(model: Any, engine: A
             assert (await watch.read()).status == SERVING
             stopping = asyncio.create_task(server.stop(0.0))
             assert (await watch.read()).status == NOT_SERVING
-            assert await watch.read() is grpc.aio.EOF
-            assert await watch.code() is grpc.StatusCode.OK
             assert await stopping
 
     asyncio.run(run())

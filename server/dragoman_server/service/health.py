@@ -29,18 +29,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self, *names: str) -> None:
         self._names = frozenset(names)
         self._serving = False
-        self._ended = False
         self._changed = asyncio.Event()
 
     def say(self, serving: bool) -> None:
         """Answer SERVING or NOT_SERVING from now on; watchers are told in the loop's next round."""
         self._serving = serving
-        self._wake()
-
-    def end_watches(self) -> None:
-        """End every watch, which would hold up the server's end."""
-        self._ended = True
-        self._wake()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def Check(  # noqa: N802 - the generated base class names it
         self, request: health_pb2.HealthCheckRequest, context: _Context
@@ -55,7 +50,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     ) -> None:
         """The state now, and whenever it changes; SERVICE_UNKNOWN for other names."""
         told: int | None = None
-        while not self._ended:
+        while True:
             changed = self._changed
             status = self._status(request.service)
             if status != told:
@@ -67,7 +62,3 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if name not in self._names:
             return int(_Response.SERVICE_UNKNOWN)
         return int(_Response.SERVING if self._serving else _Response.NOT_SERVING)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

@@ -89,8 +89,8 @@ class GrpcServer:
         # Even without a delay, so that watchers are told before the first call is refused.
         await asyncio.sleep(delay_seconds if self._calls.ready else 0.0)
         drained = await self._calls.drain(drain_seconds)
-        self._health.end_watches()
-        # Left now are calls that were given their time, replies on their way out, and calls that have come
-        # this moment: cut off, they would be CANCELLED, which no client takes for a reason to try again.
+        # Left now are health watches, which never end, calls that were given their time, replies on their
+        # way out, and calls that have come this moment: cut off, they would be CANCELLED, which no client
+        # takes for a reason to try again.
         await self._server.stop(_REFUSAL_SECONDS)
         return drained
