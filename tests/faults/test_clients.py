@@ -50,7 +50,7 @@ def status(call: grpc.Call) -> str:
 
 def test_readers_that_never_read_are_given_up(serving, figures, full) -> None:
     readers = 20 if full else 4
-    with serving("--write-seconds", 3) as server, server.stub(*NARROW) as stub:
+    with serving("--write-seconds", 3, "--max-queue", 100_000) as server, server.stub(*NARROW) as stub:
         # The memory that so many calls need stays for a while: they are made once before.
         with ThreadPoolExecutor(readers) as pool:
             calls = [stub.TranslateStream(REQUEST, timeout=600) for _ in range(readers)]
