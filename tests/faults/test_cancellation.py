@@ -83,7 +83,7 @@ def steps_after_cancel(server, calls: list[grpc.Future], chance: random.Random) 
 
 def test_who_is_cancelled_in_the_queue_is_never_encoded(serving, figures, full) -> None:
     count, chance = 250 if full else 20, random.Random(1)
-    faults = {"DRAGOMAN_FAULTS": "step:sleep=0.05"}
+    faults = {"DRAGOMAN_FAULTS": f"step:sleep={0.1 if full else 0.02}"}
     flags = ("--max-rows", ROWS, "--max-queue", count)
     with serving(*flags, environment=faults) as server, server.stub() as stub, server.unharmed(seconds=60):
         everything = request_of(BUSY, beam_size=ROWS)
@@ -133,7 +133,7 @@ def test_who_is_cancelled_while_encoding_leaves_before_the_second_step(
 def test_who_is_cancelled_while_decoding_leaves_before_the_next_step(serving, figures, full, stage) -> None:
     together = ROWS - OTHERS
     rounds, chance = 36 if full else 2, random.Random(3)
-    faults = {"DRAGOMAN_FAULTS": "step:sleep=0.05"}
+    faults = {"DRAGOMAN_FAULTS": f"step:sleep={0.1 if full else 0.02}"}
     spent = []
     with (
         serving("--max-rows", ROWS, environment=faults) as server,
