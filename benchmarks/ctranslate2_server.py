@@ -133,6 +133,7 @@ async def serve(model: ServedModel) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     server = GrpcServer(Listener(), CallLimits(), lambda *_: None)
     await server.start(ModelTable([model]))
+    server.open()
     print(json.dumps({"address": server.address, "metrics_address": None}), flush=True)
     await stop.wait()
     await server.stop(5.0)
