@@ -82,8 +82,6 @@ class QueueFullError(BusyError):
 class TooManyCallsError(BusyError):
     """As many calls are in progress as the server takes."""
 
-    cause = "calls"
-
     def __init__(self, calls: int, retry_after_seconds: float) -> None:
         super().__init__(f"{calls} calls are in progress already", retry_after_seconds)
 

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from cyclopts import Parameter
 
@@ -57,8 +57,7 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
     try:
         sys.stderr.flush()
     except OSError:
-        # The interpreter flushes it once more at its end; a log that cannot be written is no failure.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _discard(sys.stderr)  # a log that cannot be written is no failure
     return code
 
 
@@ -211,8 +210,12 @@ def _announce(
         sys.stdout.flush()
     except OSError as error:
         _log.error("the server is ready, but cannot write so to standard output: %s", error.strerror)
-        # The interpreter flushes it once more at its end, and would fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Give up what cannot be written: the interpreter flushes once more at its end, and would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

@@ -52,8 +52,7 @@ class Beam:
         self.ended = False
         """Whether no hypothesis is to be continued."""
         self._options = request.options
-        self._source = request.source
-        self._may_loop = request.may_loop
+        self._request = request
         self._finished: list[Hypothesis] = []
 
     @property
@@ -70,7 +69,7 @@ class Beam:
 
     def may_loop(self, at_least: int) -> bool:
         """Whether it was asked for, or the source repeats itself, too, over half as many tokens."""
-        return self._may_loop or repeats(self._source, at_least // 2)
+        return self._request.may_loop or repeats(self._request.source, at_least // 2)
 
     def finish(self, tokens: Sequence[int], log_prob: float, reason: FinishReason) -> None:
         """Add a finished hypothesis, given without its end-of-sentence; one too many is dropped."""
@@ -316,16 +315,17 @@ class Search:
         return list(zip(beams.tolist(), copies, strict=True))
 
     def _end(self, group: Sequence[Beam], lengths: IntArray, alive: NDArray[np.bool_]) -> None:
-        """Cut the hypotheses of beams that are as long as they may be, and stop beams without any."""
+        """Cut the hypotheses of beams that are too long or in a loop, and stop beams without any."""
         bounds = np.array([beam.max_length for beam in group])
         loops = self._repetition.is_loop(np.array([beam.slots[0] for beam in group]))
         for index in np.nonzero((lengths == bounds) | ~alive[:, 0] | loops)[0].tolist():
             beam, live = group[index], self.live(group[index])
-            reason = self._cut(beam, int(lengths[index]))
-            if reason:
+            if not live:
+                beam.ended = True
+            elif reason := self._cut(beam, int(lengths[index])):
                 for slot in live:
                     beam.finish(self.tokens(slot), float(self._log_probs[slot]), reason)
-            beam.ended = bool(reason) or not live
+                beam.ended = True
 
     def _cut(self, beam: Beam, length: int) -> FinishReason | None:
         """Why a beam ends whose best hypothesis, so long, is too long or a loop; `None`: it goes on."""
