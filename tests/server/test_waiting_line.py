@@ -20,13 +20,15 @@ def request_of(caller):
     return make
 
 
+def serve_next(line):
+    request = line.first()
+    line.serve(request)
+    return request
+
+
 def served(line):
     """Everybody, in the order in which they are next."""
-    order = []
-    while (request := line.first()) is not None:
-        line.remove(request)
-        order.append(request)
-    return order
+    return [serve_next(line) for _ in range(len(line))]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(1, 4)), max_size=40))
@@ -47,7 +49,7 @@ def test_a_small_client_does_not_wait_behind_a_large_one(request_of):
     for _ in range(100):
         line.add(request_of("large"))
     for _ in range(10):
-        line.remove(line.first())
+        serve_next(line)
     small = request_of("small")
     assert line.ahead_of("small") == 1
     line.add(small)
@@ -80,6 +82,53 @@ def test_a_client_gains_nothing_by_having_been_away(request_of):
         line.add(request_of("back"))
     order = [request.client for request in served(line)]
     assert abs(order[:20].count("back") - 10) <= 1
+
+
+@pytest.mark.parametrize("tokens", [4, 400])
+def test_a_client_that_never_has_two_waiting_does_not_starve_another(request_of, tokens):
+    line, work = WaitingLine(), {"backlog": 0, "refill": 0}
+    for _ in range(1000):
+        line.add(request_of("backlog"))
+    for _ in range(300):
+        if not line.waiting_of("refill"):
+            line.add(request_of("refill", tokens))
+        request = serve_next(line)
+        work[request.client] += len(request.source) + 8
+    assert abs(work["backlog"] - work["refill"]) <= 2 * (tokens + 8)
+
+
+def test_what_leaves_unserved_costs_its_client_nothing(request_of):
+    line = WaitingLine()
+    for _ in range(50):
+        line.add(request_of("steady"))
+    for _ in range(100):
+        line.add(gone := request_of("moody"))
+        line.remove(gone)
+    line.add(back := request_of("moody"))
+    assert served(line).index(back) <= 1
+
+
+def test_nobody_passes_who_is_next(request_of):
+    line = WaitingLine()
+    for _ in range(3):
+        line.add(request_of("first"))
+    serve_next(line)
+    waits_for_room = line.first()
+    for number in range(20):
+        line.add(request_of(f"new {number}"))
+    assert line.first() is waits_for_room
+
+
+def test_few_of_those_that_were_served_are_remembered(request_of):
+    line = WaitingLine()
+    line.add(request_of("stays"))
+    line.add(request_of("stays"))
+    for number in range(10_000):
+        line.add(request_of(str(number)))
+        serve_next(line)
+    assert len(line._served) <= 1024
+    served(line)
+    assert not line._served
 
 
 def test_who_leaves_out_of_turn_is_forgotten(request_of):

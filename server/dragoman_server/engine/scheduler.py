@@ -168,7 +168,7 @@ class Scheduler:
             if not fits(held) or (admitted and tokens > MAX_ENCODER_TOKENS):
                 break
             admitted.append(request)
-            self._estimate.admitted(now - request.arrived, place=self._waiting.remove(request))
+            self._estimate.admitted(now - request.arrived, place=self._waiting.serve(request))
         return batches_of_similar_length(admitted)
 
     def _is_late(self, request: Request, now: float) -> bool:

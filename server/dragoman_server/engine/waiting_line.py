@@ -1,9 +1,10 @@
 """The order in which requests of several clients are served.
 
-Start-time fair queueing (Goyal, Vin and Cheng 1996, "Start-time fair queueing"): each request is tagged with
-the virtual time at which its client, had it an equal share to itself, would begin it. The lowest tag is next,
-so that a client with a thousand requests waiting does not hold up one with a single request. Those of one
-client stay in order, and with one client this is first in, first out.
+Start-time fair queueing (Goyal, Vin and Cheng 1996, "Start-time fair queueing"): each client's next request
+is tagged with the virtual time at which the client, had it an equal share to itself, would begin it. The
+lowest tag is next, so that a client with a thousand requests waiting does not hold up one with a single
+request. Those of one client stay in order, and with one client this is first in, first out. What is served is
+charged to its client, even where that has nothing waiting for a moment; what leaves otherwise is not.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ __all__ = ["WaitingLine"]
 _OVERHEAD_TOKENS = 8
 """What a request costs beside its tokens, in tokens."""
 _MIN_STALE = 64
+_MAX_SERVED = 1024
+"""Clients with nothing waiting that are remembered: whoever can invent names may not fill the memory."""
 
 
 @dataclass(slots=True)
 class _Client:
     """What one client has waiting: oldest first, each with its place when it came."""
 
+    start: float
+    """The virtual time at which its next request begins."""
+    ticket: int
+    """Says which entry of the order is this client's."""
     waiting: OrderedDict[Request, int] = field(default_factory=OrderedDict)
-    finish: float = 0.0
-    """The virtual time at which its share of the work is done with all of them."""
 
 
 class WaitingLine:
@@ -37,10 +42,12 @@ class WaitingLine:
 
     def __init__(self) -> None:
         self._clients: dict[str, _Client] = {}
-        # Who leaves out of turn stays here until met, or until there are too many such.
-        self._order: list[tuple[float, int, Request]] = []
-        self._sequence = itertools.count()
+        # Entries that no client holds the ticket of stay here until met, or until there are too many such.
+        self._order: list[tuple[float, int, str]] = []
+        self._tickets = itertools.count()
         self._virtual_time = 0.0
+        # Clients with nothing waiting that are ahead of their share, and until when; oldest first.
+        self._served: OrderedDict[str, float] = OrderedDict()
         self._count = 0
         self.slots = 0
         """Those that all of them together will take."""
@@ -69,38 +76,66 @@ class WaitingLine:
     def add(self, request: Request) -> None:
         """Line a request up."""
         place = self.ahead_of(request.client) + 1
-        client = self._clients.setdefault(request.client, _Client(finish=self._virtual_time))
-        start = max(self._virtual_time, client.finish)
-        client.finish = start + request.options.beam_size * (len(request.source) + _OVERHEAD_TOKENS)
-        client.waiting[request] = place
-        heapq.heappush(self._order, (start, next(self._sequence), request))
+        if request.client not in self._clients:
+            self._enter(request.client, max(self._virtual_time, self._served.pop(request.client, 0.0)))
+        self._clients[request.client].waiting[request] = place
         self._count += 1
         self.slots += request.options.beam_size
 
     def first(self) -> Request | None:
-        """Who is next; `None` where nobody waits."""
+        """Who is next, and stays so until it leaves; `None` where nobody waits."""
         while self._order:
-            start, _, request = self._order[0]
-            if request in self:
+            start, ticket, name = self._order[0]
+            client = self._clients.get(name)
+            if client is not None and client.ticket == ticket:
                 self._virtual_time = max(self._virtual_time, start)
-                return request
+                return next(iter(client.waiting))
             heapq.heappop(self._order)
         return None
 
-    def remove(self, request: Request) -> int:
-        """Take one out; returns the place that it came to, 1 for the first."""
+    def serve(self, request: Request) -> int:
+        """Take out who is next, at its client's cost; returns the place that it came to, 1 for the first."""
         client = self._clients[request.client]
-        place = client.waiting.pop(request)
-        if not client.waiting:
-            del self._clients[request.client]
-        self._count -= 1
-        self.slots -= request.options.beam_size
-        if len(self._order) > 2 * self._count + _MIN_STALE:
-            self._order = [entry for entry in self._order if entry[2] in self]
-            heapq.heapify(self._order)
+        start = client.start + request.options.beam_size * (len(request.source) + _OVERHEAD_TOKENS)
+        place = self._take(request)
+        if client.waiting:
+            client.start, client.ticket = start, next(self._tickets)
+            heapq.heapreplace(self._order, (start, client.ticket, request.client))
+        else:
+            self._remember(request.client, start)
         return place
+
+    def remove(self, request: Request) -> None:
+        """Take one out that is not served."""
+        client = self._clients[request.client]
+        self._take(request)
+        if not client.waiting:
+            self._remember(request.client, client.start)
 
     def newest_of_heaviest(self) -> Request:
         """The request that came last, of the client that has most waiting; somebody waits."""
         heaviest = max(self._clients.values(), key=lambda client: len(client.waiting))
         return next(reversed(heaviest.waiting))
+
+    def _enter(self, name: str, start: float) -> None:
+        client = self._clients[name] = _Client(start, next(self._tickets))
+        heapq.heappush(self._order, (start, client.ticket, name))
+
+    def _take(self, request: Request) -> int:
+        place = self._clients[request.client].waiting.pop(request)
+        self._count -= 1
+        self.slots -= request.options.beam_size
+        return place
+
+    def _remember(self, name: str, start: float) -> None:
+        """A client has nothing waiting: keep only how far it is ahead of its share of others' waiting."""
+        del self._clients[name]
+        if not self._clients:
+            self._served.clear()
+        elif start > self._virtual_time:
+            self._served[name] = start
+            if len(self._served) > _MAX_SERVED:
+                self._served.popitem(last=False)
+        if len(self._order) > 2 * len(self._clients) + _MIN_STALE:
+            self._order = [(one.start, one.ticket, name) for name, one in self._clients.items()]
+            heapq.heapify(self._order)
