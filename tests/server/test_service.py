@@ -298,6 +298,13 @@ def _mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def test_bad_bytes_for_reflection_are_an_invalid_argument(channel: grpc.Channel) -> None:
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as caught:
+        list(channel.stream_stream(method)(iter([b"\xff\xff"]), timeout=5))
+    assert "protobuf" not in caught.value.details()
+
+
 def test_health_and_reflection(channel: grpc.Channel, server: Any, engine: Any) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for service in ("", SERVICE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dragoman_server.config import ServerConfig
 from dragoman_server.service.authentication import Authentication
 from dragoman_server.service.certificates import server_credentials
+from dragoman_server.service.guard import ObserveCall
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.tokens import TokenFile
 
@@ -14,12 +15,16 @@ __all__ = ["Doors"]
 class Doors:
     """The listeners of a server: of its translations and of its administration.
 
+    Args:
+        config: What the flags say.
+        observe: Told of every call that is denied.
+
     Raises:
         ValueError: a certificate, key or token file is not what it should be.
         OSError: one cannot be read.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, observe: ObserveCall) -> None:
         tokens = None if config.tokens is None else TokenFile(config.tokens)
         admin_tokens = None if config.admin_tokens is None else TokenFile(config.admin_tokens)
         credentials = None
@@ -31,7 +36,9 @@ class Doors:
             keepalive_seconds=config.keepalive_seconds,
             max_connection_age_seconds=config.max_connection_age_seconds,
             credentials=credentials,
-            authentication=None if tokens is None else Authentication(tokens, open_health=config.open_health),
+            authentication=(
+                None if tokens is None else Authentication(tokens, observe, open_health=config.open_health)
+            ),
         )
         self.admin = None
         """`None` where no administration is asked for."""
@@ -41,5 +48,7 @@ class Doors:
                 port=config.admin_port,
                 keepalive_seconds=config.keepalive_seconds,
                 credentials=credentials,
-                authentication=None if admin_tokens is None else Authentication(admin_tokens, others=tokens),
+                authentication=(
+                    None if admin_tokens is None else Authentication(admin_tokens, observe, others=tokens)
+                ),
             )
