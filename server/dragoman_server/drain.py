@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Iterator
 
 from dragoman_server.errors import NotReadyError, ShuttingDownError, TooManyCallsError
@@ -27,6 +29,7 @@ class CallCounter:
         self._ready = ready
         self._active = 0
         self._draining = False
+        self._refused_at = -math.inf
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -64,6 +67,7 @@ class CallCounter:
         """
         self.require_ready()
         if self._draining:
+            self._refused_at = time.monotonic()
             raise ShuttingDownError("the server is shutting down")
         if self._active >= self._limit:
             raise TooManyCallsError(self._active, _RETRY_SECONDS)
@@ -85,3 +89,9 @@ class CallCounter:
         except TimeoutError:
             return False
         return True
+
+    async def quiet(self, seconds: float, at_most: float) -> None:
+        """Wait until no call was refused for so many seconds, `at_most` in all."""
+        end = time.monotonic() + at_most
+        while (now := time.monotonic()) < min(end, self._refused_at + seconds):
+            await asyncio.sleep(min(end, self._refused_at + seconds) - now)

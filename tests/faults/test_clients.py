@@ -26,7 +26,7 @@ import asyncio, sys, dragoman
 
 async def call_for_ever(client):
     while True:
-        await client.translate({LONG!r}, timeout=600)
+        await client.translate({LONG[:6000]!r}, timeout=600)
 
 async def main(address, calls):
     async with dragoman.AsyncClient(address) as client:
@@ -50,7 +50,7 @@ def status(call: grpc.Call) -> str:
 
 def test_readers_that_never_read_are_given_up(serving, figures, full) -> None:
     readers = 20 if full else 4
-    with serving("--write-seconds", 3) as server, server.stub(*NARROW) as stub:
+    with serving("--write-seconds", 3, "--max-queue", 100_000) as server, server.stub(*NARROW) as stub:
         # The memory that so many calls need stays for a while: they are made once before.
         with ThreadPoolExecutor(readers) as pool:
             calls = [stub.TranslateStream(REQUEST, timeout=600) for _ in range(readers)]
@@ -85,7 +85,7 @@ def callers(address: str, count: int, calls: int) -> Iterator[list[subprocess.Po
 
 @pytest.mark.parametrize(
     ("number", "state", "bound", "calls"),
-    [(signal.SIGKILL, "killed", 1.0, 20), (signal.SIGSTOP, "frozen", 5.0, 1)],
+    [(signal.SIGKILL, "killed", 2.0, 20), (signal.SIGSTOP, "frozen", 5.0, 1)],
 )
 def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, bound, calls) -> None:
     """Of the killed there are 1,000: 50 processes with 20 calls each."""
@@ -95,8 +95,9 @@ def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, 
         server.unharmed(memory_mib=300),
         callers(server.address, count, calls) as processes,
     ):
+        # Between two of its calls a client is in none.
         server.wait_until(
-            lambda: server.held()["calls_in_progress"] == count * calls, "all in their calls", 120
+            lambda: server.held()["calls_in_progress"] >= 0.9 * count * calls, "all in their calls", 120
         )
         for process in processes:
             os.kill(process.pid, number)

@@ -60,9 +60,11 @@ def test_a_token_marks_the_rows_meant_wherever_they_go(faulty):
     assert np.isnan(log_probs[:, 0]).tolist() == [False, False, True]
 
 
-def test_the_environment_asks_for_faults(scripted_runner, monkeypatch):
+def test_the_environment_asks_for_faults_and_the_log_says_so(scripted_runner, monkeypatch, caplog):
     runner = scripted_runner()
     assert with_faults(runner) is runner
+    assert not caplog.records
     monkeypatch.setenv(ENVIRONMENT, "encode:raise,step:nan")
     with pytest.raises(RuntimeError, match="on purpose"):
         with_faults(runner).encode([(3,)], [(0,)])
+    assert "encode:raise,step:nan" in caplog.text

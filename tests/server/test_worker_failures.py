@@ -136,6 +136,23 @@ def test_a_step_that_always_fails_fails_its_batch_and_the_next_one_works(
     assert isinstance(after.end, Finished)
 
 
+def test_rows_that_cannot_be_moved_for_a_newcomer_are_encoded_anew(
+    bench_of, scripted_runner, caller, caplog, monkeypatch
+):
+    bench = bench_of(scripted_runner(max_rows=3))
+    several = [caller((3, 4, 5), DecodingOptions(beam_size=1, max_output_tokens=n)) for n in (1, 6, 7)]
+    bench.put(*several)
+    bench.worker.step()  # the first one ends, and leaves a gap
+    newcomer = caller((6,), GREEDY)
+    bench.put(newcomer)
+    with caplog.at_level(logging.CRITICAL, "dragoman_server"), monkeypatch.context() as patched:
+        patched.delattr(scripted_runner, "copy")
+        bench.worker.step()
+    bench.finish()
+    assert all(isinstance(one.end, Finished) for one in (*several, newcomer))
+    assert bench.worker.slots_in_use == 0
+
+
 def test_nan_fails_the_request_it_belongs_to(bench_of, scripted_runner, caller):
     class Broken(scripted_runner):
         def step(self, tokens, lengths, top_k):

@@ -13,6 +13,7 @@ every encoder run slow.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -24,6 +25,8 @@ import numpy as np
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, Runner, RunnerLimits, SlotCopy
 
 __all__ = ["ENVIRONMENT", "Fault", "FaultyRunner", "with_faults"]
+
+_log = logging.getLogger(__name__)
 
 ENVIRONMENT = "DRAGOMAN_FAULTS"
 _PATTERN = re.compile(
@@ -130,10 +133,13 @@ class FaultyRunner:
 
 
 def with_faults(runner: Runner) -> Runner:
-    """`runner`, or, where the environment asks for faults, one that has them.
+    """`runner`, or, where the environment asks for faults, one that has them, and the log says so.
 
     Raises:
         ValueError: the environment does not say how.
     """
     asked = os.environ.get(ENVIRONMENT)
-    return FaultyRunner(runner, [Fault.parse(fault) for fault in asked.split(",")]) if asked else runner
+    if not asked:
+        return runner
+    _log.warning("faults on purpose, as %s asks: %s", ENVIRONMENT, asked)
+    return FaultyRunner(runner, [Fault.parse(fault) for fault in asked.split(",")])

@@ -177,7 +177,7 @@ class Worker:
             sum(request.options.beam_size for request in batch), 1, max(map(len, sources))
         )
         if not self._runner.fits(used):
-            self._compact()  # without gaps it does fit: it was promised
+            self._close_gaps()  # without them it does fit: it was promised
         slots = [self._slots.take(request.options.beam_size) for request in batch]
         started = self._clock()
         try:
@@ -222,6 +222,14 @@ class Worker:
         copies = self._search.relocate((decoding.beam for decoding in self._decoding), moves)
         if copies:
             self._runner.copy(copies)
+
+    def _close_gaps(self) -> None:
+        """Compact; where a row cannot be moved, those who decode are tried again."""
+        try:
+            self._compact()
+        except Exception as error:
+            _log.exception("moving the rows of %d requests failed", len(self._decoding))
+            self._isolate(error)
 
     def _extend(self, log_probs: FloatArray, token_ids: IntArray) -> None:
         """Extend the beams and bring the slots in line with them."""

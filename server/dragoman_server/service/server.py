@@ -23,6 +23,7 @@ SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"]
 
 _MESSAGE_OVERHEAD = 65536
 _REFUSAL_SECONDS = 0.25
+_QUIET_SECONDS = 2.0
 
 
 class GrpcServer:
@@ -91,6 +92,7 @@ class GrpcServer:
         drained = await self._calls.drain(drain_seconds)
         # Left now are health watches, which never end, calls that were given their time, replies on their
         # way out, and calls that have come this moment: cut off, they would be CANCELLED, which no client
-        # takes for a reason to try again.
+        # takes for a reason to try again. gRPC drops one that comes while it stops, so none should.
+        await self._calls.quiet(_REFUSAL_SECONDS, at_most=_QUIET_SECONDS)
         await self._server.stop(_REFUSAL_SECONDS)
         return drained
