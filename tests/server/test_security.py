@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-import trustme
 from cryptography.hazmat.primitives import serialization
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -34,36 +33,6 @@ LOOK = 1.1
 
 def unobserved(_: CallRecord) -> None:
     """For tests that look at other things."""
-
-
-class Authority:
-    """Issues certificates, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ca = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.ca)
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate for the loopback, and its key."""
-        issued = self._ca.issue_cert("127.0.0.1", "localhost")
-        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-        return certificate, key
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
-def stranger(tmp_path: Path) -> Authority:
-    """Whom nobody trusts."""
-    (tmp_path / "stranger").mkdir()
-    return Authority(tmp_path / "stranger")
 
 
 def translate(address: str, credentials: Credentials) -> str:
