@@ -38,7 +38,7 @@ format: setup  ## put the code into shape
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
 
-faults: setup  ## real servers under overload, faults and lost clients; writes .build/faults.json
+faults: setup  ## real servers under overload, faults, hostile and lost clients; writes .build/faults.json
 	DRAGOMAN_FAULT_SUITE=full $(BIN)/python -m pytest tests/faults
 
 demo: setup  ## the whole way in miniature: train, export, serve, translate, load test

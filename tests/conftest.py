@@ -6,10 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from dragoman_server.config import CallLimits
 from dragoman_server.engine.messages import (
@@ -259,3 +261,33 @@ def start_server() -> Iterator[Callable[..., ServerThread]]:
 def server(engine: ShoutingEngine, start_server: Callable[..., ServerThread]) -> ServerThread:
     """One server with one model that shouts."""
     return start_server(served(engine))
+
+
+class Authority:
+    """Issues certificates, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ca = trustme.CA()
+        self.ca = folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(self.ca)
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """A certificate for the loopback, and its key."""
+        issued = self._ca.issue_cert("127.0.0.1", "localhost")
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(key)
+        return certificate, key
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Authority:
+    """Whom nobody trusts."""
+    (tmp_path / "stranger").mkdir()
+    return Authority(tmp_path / "stranger")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 
 __all__ = ["is_this_machine", "listed_endpoints", "target_of"]
-
-_LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
 
 
 def listed_endpoints(endpoint: str | Sequence[str]) -> tuple[str, ...]:
@@ -48,7 +47,19 @@ def target_of(endpoints: Sequence[str]) -> str:
 
 def is_this_machine(endpoints: Iterable[str]) -> bool:
     """Whether all of them are addresses of this machine itself."""
-    return all(endpoint.startswith(_LOOPBACK) for endpoint in endpoints)
+    return all(map(_is_loopback, endpoints))
+
+
+def _is_loopback(endpoint: str) -> bool:
+    if endpoint.startswith("unix:"):
+        return True
+    before, _, port = endpoint.rpartition(":")
+    host = before if port.isdecimal() else endpoint
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        # A name that only begins so, such as localhost.example.org, may be anywhere.
+        return host == "localhost"
 
 
 def _addresses(endpoint: str) -> list[tuple[socket.AddressFamily, str]]:

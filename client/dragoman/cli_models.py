@@ -6,11 +6,13 @@ import dataclasses
 import json as json_format
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App
 
 from dragoman.admin_client import DEFAULT_ADMIN_TIMEOUT, AdminClient
 from dragoman.client import Client
+from dragoman.credentials import Credentials
 from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT
 from dragoman.results import ModelSummary
 
@@ -21,16 +23,21 @@ app = App(name="models", help="List, load, unload and roll out the models of a r
 
 @app.command(name="list")
 def list_models(
-    *, endpoint: str = DEFAULT_ENDPOINT, timeout: float = DEFAULT_TIMEOUT, json: bool = False
+    *,
+    endpoint: str = DEFAULT_ENDPOINT,
+    timeout: float = DEFAULT_TIMEOUT,
+    token_file: Path | None = None,
+    json: bool = False,
 ) -> None:
     """List the models that a server serves, with their versions and languages.
 
     Args:
         endpoint: HOST:PORT of the server.
         timeout: Seconds that the call may take.
+        token_file: File with the token to send; by default DRAGOMAN_TOKEN says it.
         json: Print a JSON list.
     """
-    with Client(endpoint, timeout=timeout) as client:
+    with Client(endpoint, timeout=timeout, credentials=Credentials.from_environment(token_file)) as client:
         models = client.models()
     if json:
         sys.stdout.write(json_format.dumps([dataclasses.asdict(model) for model in models]) + "\n")
@@ -46,6 +53,7 @@ def rollout(
     *,
     admin: str,
     timeout: float = DEFAULT_ADMIN_TIMEOUT,
+    token_file: Path | None = None,
     json: bool = False,
 ) -> None:
     """Serve one version of a model, newer or older, in place of the one served; no call fails.
@@ -55,37 +63,56 @@ def rollout(
         version: NAME/VERSION/ there.
         admin: HOST:PORT of the administration, which `dragoman serve --admin-port` opens.
         timeout: Seconds to wait for it.
+        token_file: File with the token to send; by default DRAGOMAN_TOKEN says it.
         json: Print JSON.
     """
-    with AdminClient(admin, timeout=timeout) as client:
+    with AdminClient(admin, timeout=timeout, credentials=Credentials.from_environment(token_file)) as client:
         _print("serving", client.roll_out(name, version), json)
 
 
 @app.command
-def load(name: str, /, *, admin: str, timeout: float = DEFAULT_ADMIN_TIMEOUT, json: bool = False) -> None:
+def load(
+    name: str,
+    /,
+    *,
+    admin: str,
+    timeout: float = DEFAULT_ADMIN_TIMEOUT,
+    token_file: Path | None = None,
+    json: bool = False,
+) -> None:
     """Serve the newest version of a model.
 
     Args:
         name: Of the model, NAME/ in the server's directory.
         admin: HOST:PORT of the administration, which `dragoman serve --admin-port` opens.
         timeout: Seconds to wait for it.
+        token_file: File with the token to send; by default DRAGOMAN_TOKEN says it.
         json: Print JSON.
     """
-    with AdminClient(admin, timeout=timeout) as client:
+    with AdminClient(admin, timeout=timeout, credentials=Credentials.from_environment(token_file)) as client:
         _print("serving", client.load(name), json)
 
 
 @app.command
-def unload(name: str, /, *, admin: str, timeout: float = DEFAULT_ADMIN_TIMEOUT, json: bool = False) -> None:
+def unload(
+    name: str,
+    /,
+    *,
+    admin: str,
+    timeout: float = DEFAULT_ADMIN_TIMEOUT,
+    token_file: Path | None = None,
+    json: bool = False,
+) -> None:
     """Serve a model no longer; the calls that it has begun are finished.
 
     Args:
         name: Of the model.
         admin: HOST:PORT of the administration, which `dragoman serve --admin-port` opens.
         timeout: Seconds to wait for it.
+        token_file: File with the token to send; by default DRAGOMAN_TOKEN says it.
         json: Print JSON.
     """
-    with AdminClient(admin, timeout=timeout) as client:
+    with AdminClient(admin, timeout=timeout, credentials=Credentials.from_environment(token_file)) as client:
         _print("unloaded", client.unload(name), json)
 
 

@@ -12,11 +12,13 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from dragoman.client import Client
+from dragoman.credentials import Credentials
 from dragoman.errors import InvalidArgument, Unavailable
 from dragoman.options import DEFAULT_ENDPOINT, DEFAULT_TIMEOUT, TranslateOptions
 from dragoman.results import Translation
@@ -35,6 +37,7 @@ def translate(
     options: Annotated[TranslateOptions, Parameter(name="*")] = _DEFAULTS,
     endpoint: str = DEFAULT_ENDPOINT,
     timeout: float = DEFAULT_TIMEOUT,
+    token_file: Path | None = None,
     json: bool = False,
 ) -> None:
     """Translate text with a running server.
@@ -44,11 +47,14 @@ def translate(
         options: Model, languages and search.
         endpoint: HOST:PORT of the server.
         timeout: Seconds that one call may take, retries included.
+        token_file: File with the token to send; by default DRAGOMAN_TOKEN says it.
         json: Print one JSON object per text, with all hypotheses, scores, counts and times.
     """
     cut: list[int] = []
     # The client is closed before the pool is waited for, so that an error ends the calls in flight.
-    pool, client = ThreadPoolExecutor(_CALLS_IN_FLIGHT), Client(endpoint, timeout=timeout)
+    credentials = Credentials.from_environment(token_file)
+    pool = ThreadPoolExecutor(_CALLS_IN_FLIGHT)
+    client = Client(endpoint, timeout=timeout, credentials=credentials)
     with _unavailable_explained(endpoint), pool, client:
         batches = _batches(_standard_input(), _lines_per_call(client)) if text is None else [[text]]
         translations = _translate_in_order(client, pool, batches, options)

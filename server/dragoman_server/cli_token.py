@@ -22,8 +22,9 @@ def token(name: str, /, *, file: Path) -> None:
     """
     secret = new_token()
     line = token_line(name, secret)
-    with os.fdopen(
-        os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8"
-    ) as out:
-        out.write(line + "\n")
+    with os.fdopen(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+", encoding="utf-8") as out:
+        out.seek(0)
+        known = out.read()
+        # An editor may have left the last line without an end.
+        out.write(f"{line}\n" if known.endswith("\n") or not known else f"\n{line}\n")
     sys.stdout.write(secret + "\n")

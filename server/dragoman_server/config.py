@@ -73,6 +73,8 @@ class ServerConfig(CallLimits):
     """Answer health checks without a token, too."""
     keepalive_seconds: float = 2.0
     """How often a silent client is asked for a sign of life, and how long that may take."""
+    max_connection_calls: int = 512
+    """Calls in progress on one connection, those just taken back included; its client holds back more."""
     max_connection_age_seconds: float = 0.0
     """Have clients connect anew after so long, which spreads them over servers behind a balancer; 0 for
     never."""
@@ -122,7 +124,7 @@ class ServerConfig(CallLimits):
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is a new class, which the zero-argument form does not know.
         CallLimits.__post_init__(self)
-        for flag in ("max_rows", "max_queue"):
+        for flag in ("max_rows", "max_queue", "max_connection_calls"):
             _require_at_least(1, flag, getattr(self, flag))
         for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib"):
             _require_at_least(0, flag, getattr(self, flag))

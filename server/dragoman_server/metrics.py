@@ -19,11 +19,15 @@ from prometheus_client import (
 from dragoman_server.engine import EncodeRecord, EngineStats, FinishRecord, StepRecord
 from dragoman_server.models import ModelDescription
 
-__all__ = ["CallRecord", "EngineMetrics", "MetricsEndpoint", "ServerMetrics"]
+__all__ = ["DENIED", "CallRecord", "EngineMetrics", "MetricsEndpoint", "ServerMetrics"]
 
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+DENIED = "denied"
+"""Stands for the method of calls without a token that counts: what they asked for is theirs to choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,14 @@ class CallRecord:
     """How a call ended."""
 
     method: str
-    """One that the server has, such as `/dragoman.v1.TranslationService/Translate`."""
+    """One that the server has, such as `/dragoman.v1.TranslationService/Translate`, or `DENIED`."""
     code: str
     """The name of its status."""
     seconds: float
     caller: str
     """The name of its token, or the other end of its connection; not for a label."""
+    model: str = ""
+    """The name of the model that it was given; empty where none was found."""
 
 
 class ServerMetrics:

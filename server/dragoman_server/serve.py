@@ -66,14 +66,14 @@ async def _serve(config: ServerConfig, json: bool) -> int:
     metrics = ServerMetrics()
     models = ModelTable()
     repository = ModelRepository(config, metrics, models)
-    # Before the models are loaded: an address that is taken should not take a minute to be noticed.
-    doors = Doors(config)
 
     def observe(call: CallRecord) -> None:
         metrics.observe_call(call)
         if config.log_calls:
             _log_call(call)
 
+    # Before the models are loaded: an address that is taken should not take a minute to be noticed.
+    doors = Doors(config, observe)
     server = GrpcServer(doors.translation, config, observe, log_texts=config.log_texts)
     admin = None if doors.admin is None else AdminServer(doors.admin, observe)
     loop = asyncio.get_running_loop()
@@ -102,7 +102,9 @@ async def _serve(config: ServerConfig, json: bool) -> int:
 
 def _log_call(call: CallRecord) -> None:
     fields = dataclasses.asdict(call)
-    _log.info("%(method)s by %(caller)s: %(code)s after %(seconds).3f s", fields, extra=fields)
+    _log.info(
+        "%(method)s by %(caller)s, model %(model)r: %(code)s after %(seconds).3f s", fields, extra=fields
+    )
 
 
 async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

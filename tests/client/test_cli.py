@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,3 +204,18 @@ def test_a_reader_that_is_gone_ends_the_command_quietly(server: Any) -> None:
     process.stdout.close()
     _, errors = process.communicate(b"line\n" * 5000, timeout=30)
     assert (process.returncode, errors) == (141, b"")
+
+
+def test_a_token_may_come_from_a_file(run: Run, translate: Run, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("two words\n")
+    wrong = (2, "", "dragoman: error: a token is one word of ASCII")
+    for arguments in (
+        ["translate", "x"],
+        ["models", "list"],
+        ["models", "load", "x", "--admin", "127.0.0.1:1"],
+    ):
+        code, output, error = run(*arguments, "--token-file", str(file))
+        assert (code, output, error[: len(wrong[2])]) == wrong
+    file.write_text("secret\n")
+    assert translate("x", "--token-file", str(file)) == (0, "X\n", "")

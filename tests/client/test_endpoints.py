@@ -73,7 +73,14 @@ def test_each_of_several_has_a_port(wrong: str) -> None:
 
 
 def test_a_token_is_sent_in_plaintext_to_this_machine_alone() -> None:
-    assert is_this_machine(["127.0.0.1:1", "localhost:2"])
+    assert is_this_machine(["127.0.0.1:1", "localhost:2", "[::1]:3", "127.0.0.1", "unix:/run/socket"])
+    for elsewhere in (
+        "localhost.example.org:1",
+        "127.0.0.1.example.org:1",
+        "127.example.org:1",
+        "10.0.0.1:1",
+    ):
+        assert not is_this_machine([elsewhere])
     credentials = dragoman.Credentials(token="secret")
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:1, 10\.0\.0\.1:2 for everybody to read"):
         dragoman.Client("127.0.0.1:1,10.0.0.1:2", credentials=credentials)

@@ -7,6 +7,7 @@ import json
 import grpc
 import pytest
 
+import dragoman
 from dragoman.v1.translation_pb2 import TranslateRequest
 
 SECRET = "The queen has hidden the marmalade."
@@ -40,6 +41,10 @@ def test_what_callers_send_never_reaches_the_log(serving) -> None:
         calls = [one for one in written if "caller" in one]
         assert {one["code"] for one in calls} >= {"OK", "NOT_FOUND", "INVALID_ARGUMENT"}
         assert all(str(one["caller"]).startswith("ipv4:127.0.0.1:") for one in calls)
+        with dragoman.Client(server.address) as client:
+            [served] = client.models()
+        assert {one["model"] for one in calls if one["code"] == "OK"} == {served.name}
+        assert {one["model"] for one in calls if one["code"] == "NOT_FOUND"} == {""}
 
 
 def test_the_cause_of_an_internal_error_stays_inside(serving, token_of) -> None:

@@ -24,6 +24,7 @@ from dragoman_server.config import CallLimits, ServerConfig
         ({"max_rows": 4, "max_beam_size": 5}, "--max-beam-size"),
         ({"cache_memory_mib": -1}, "--cache-memory-mib"),
         ({"max_queue": 0}, "--max-queue"),
+        ({"max_connection_calls": 0}, "--max-connection-calls"),
         ({"workers": -1}, "--workers"),
         ({"threads": -1}, "--threads"),
         ({"drain_seconds": -0.5}, "--drain-seconds"),

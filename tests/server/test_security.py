@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
 import pytest
-import trustme
+from cryptography.hazmat.primitives import serialization
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import dragoman
 from dragoman import Credentials
 from dragoman.cli import main
+from dragoman.v1 import admin_pb2, admin_pb2_grpc
 from dragoman_server.config import ServerConfig
+from dragoman_server.metrics import DENIED, CallRecord
+from dragoman_server.service.admin import AdminServer
 from dragoman_server.service.authentication import Authentication
 from dragoman_server.service.callers import caller_of
 from dragoman_server.service.certificates import server_credentials
@@ -27,34 +31,8 @@ LOOK = 1.1
 """Seconds after which a changed file is looked at."""
 
 
-class Authority:
-    """Issues certificates, as files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ca = trustme.CA()
-        self.ca = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(self.ca)
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate for the loopback, and its key."""
-        issued = self._ca.issue_cert("127.0.0.1", "localhost")
-        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-        return certificate, key
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
-def stranger(tmp_path: Path) -> Authority:
-    """Whom nobody trusts."""
-    (tmp_path / "stranger").mkdir()
-    return Authority(tmp_path / "stranger")
+def unobserved(_: CallRecord) -> None:
+    """For tests that look at other things."""
 
 
 def translate(address: str, credentials: Credentials) -> str:
@@ -116,11 +94,44 @@ def test_a_new_certificate_is_taken_without_a_restart(
 def test_files_that_are_no_certificate_are_refused(authority, tmp_path) -> None:
     certificate, key = authority.issue("server")
     with pytest.raises(ValueError, match="are no certificate and its key"):
+        server_credentials(certificate, certificate, None)
+    with pytest.raises(ValueError, match="are no certificate and its key"):
         server_credentials(certificate, authority.issue("other")[1], None)
     with pytest.raises(ValueError, match="holds no certificate"):
         server_credentials(certificate, key, key)
-    with pytest.raises(FileNotFoundError):
-        server_credentials(certificate, tmp_path / "none", None)
+    none = tmp_path / "none"
+    for files in ((none, key, None), (certificate, none, None), (certificate, key, none)):
+        with pytest.raises(FileNotFoundError, match=str(none)):
+            server_credentials(*files)
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_it(authority, tmp_path) -> None:
+    certificate, key = authority.issue("server")
+    plain = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        plain.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        )
+    )
+    with pytest.raises(ValueError, match=r"are no certificate and its key"):
+        server_credentials(certificate, locked, None)
+
+
+def test_a_pair_that_changes_while_it_is_read_is_not_taken(authority, monkeypatch) -> None:
+    certificate, key = authority.issue("server")
+    other = authority.issue("other")[0].read_bytes()
+    check = ssl.SSLContext.load_cert_chain
+
+    def check_and_renew(context: ssl.SSLContext, *files: Path, **arguments: str) -> None:
+        check(context, *files, **arguments)
+        certificate.write_bytes(other)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", check_and_renew)
+    with pytest.raises(ValueError, match="changed while they were read"):
+        server_credentials(certificate, key, None)
 
 
 @pytest.fixture
@@ -133,7 +144,9 @@ def tokens(tmp_path: Path) -> tuple[TokenFile, Path, str]:
 
 def test_a_token_opens_and_a_revoked_one_does_not(start_server, model, engine, tokens) -> None:
     known, file, token = tokens
-    address = start_server(model(engine), listener=Listener(authentication=Authentication(known))).address
+    address = start_server(
+        model(engine), listener=Listener(authentication=Authentication(known, unobserved))
+    ).address
     assert outcomes(address, Credentials(token=token)) == {"HELLO"}
     for wrong in ("", "x", token[:-1], token + "x"):
         assert outcomes(address, Credentials(token=wrong)) <= {"Unauthenticated", "Unavailable"}
@@ -168,7 +181,9 @@ def methods(address: str, token: str) -> dict[str, bool]:
 
 def test_every_method_is_denied_without_a_token(start_server, model, engine, tokens) -> None:
     known, _, token = tokens
-    address = start_server(model(engine), listener=Listener(authentication=Authentication(known))).address
+    address = start_server(
+        model(engine), listener=Listener(authentication=Authentication(known, unobserved))
+    ).address
     found = methods(address, token)
     assert len(found) >= 7
     with grpc.insecure_channel(address) as channel:
@@ -183,9 +198,20 @@ def test_every_method_is_denied_without_a_token(start_server, model, engine, tok
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_denied_calls_are_observed_without_what_they_asked_for(start_server, model, engine, tokens) -> None:
+    records: list[CallRecord] = []
+    authentication = Authentication(tokens[0], records.append)
+    address = start_server(model(engine), listener=Listener(authentication=authentication)).address
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+        channel.unary_unary("/forged/Method")(b"", timeout=5)
+    [record] = records
+    assert (record.method, record.code, record.model) == (DENIED, "UNAUTHENTICATED", "")
+    assert record.caller.startswith("ipv4:127.0.0.1:")
+
+
 def test_health_may_be_open(start_server, model, engine, tokens) -> None:
     known, _, _ = tokens
-    listener = Listener(authentication=Authentication(known, open_health=True))
+    listener = Listener(authentication=Authentication(known, unobserved, open_health=True))
     address = start_server(model(engine), listener=listener).address
     with grpc.insecure_channel(address) as channel:
         assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5) == b"\x08\x01"
@@ -196,10 +222,44 @@ def test_health_may_be_open(start_server, model, engine, tokens) -> None:
 def test_a_translators_token_does_not_administer(start_server, model, engine, tokens, tmp_path) -> None:
     known, _, token = tokens
     (tmp_path / "admin").write_text("")
-    listener = Listener(authentication=Authentication(TokenFile(tmp_path / "admin"), others=known))
+    authentication = Authentication(TokenFile(tmp_path / "admin"), unobserved, others=known)
+    listener = Listener(authentication=authentication)
     address = start_server(model(engine), listener=listener).address
     assert outcomes(address, Credentials(token=token)) == {"PermissionDenied"}
     assert outcomes(address, Credentials(token="x")) == {"Unauthenticated"}
+
+
+def test_what_fails_in_the_administration_stays_inside(caplog) -> None:
+    class Failing:
+        async def load(self, name: str) -> None:
+            raise ZeroDivisionError("the secret")
+
+        unload = load
+
+        async def roll_out(self, name: str, version: str) -> None:
+            raise ZeroDivisionError("the secret")
+
+    async def answers() -> list[str]:
+        server = AdminServer(Listener(), unobserved)
+        await server.start(Failing())
+        found = []
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            for call in (
+                stub.LoadModel(admin_pb2.LoadModelRequest(name="x"), timeout=5),
+                stub.UnloadModel(admin_pb2.UnloadModelRequest(name="x"), timeout=5),
+                stub.Rollout(admin_pb2.RolloutRequest(name="x", version="1"), timeout=5),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError, match="INTERNAL") as caught:
+                    await call
+                found.append(str(caught.value.details()))
+        await server.stop()
+        return found
+
+    for told in asyncio.run(answers()):
+        assert "secret" not in told
+        assert told.split()[2].rstrip(";") in caplog.text
+    assert caplog.text.count("ZeroDivisionError: the secret") == 3
 
 
 def test_a_calls_owner_is_known(tokens) -> None:
@@ -216,7 +276,7 @@ def test_a_calls_owner_is_known(tokens) -> None:
         async def handler(_: object) -> None:
             return None
 
-        await Authentication(known).intercept_service(handler, details)
+        await Authentication(known, unobserved).intercept_service(handler, details)
         return caller_of(Context())
 
     assert asyncio.run(call(token)) == "anna"
@@ -234,6 +294,11 @@ def test_the_token_command_writes_what_the_server_reads(tmp_path, capsys) -> Non
     known = TokenFile(file)
     assert (known.name_of(first), known.name_of(second), known.name_of("x")) == ("anna", "build@ci", None)
     assert main(["token", "two words", "--file", str(file)]) == 2
+    file.write_text(file.read_text().removesuffix("\n"))  # as some editors leave it
+    assert main(["token", "last", "--file", str(file)]) == 0
+    known = TokenFile(file)
+    assert known.name_of(second) == "build@ci"
+    assert known.name_of(capsys.readouterr().out.strip()) == "last"
     file.write_text("anna\n")
     with pytest.raises(ValueError, match="tokens:1 is no line NAME SHA256"):
         TokenFile(file)
@@ -267,13 +332,14 @@ def test_closed_doors_are_as_the_flags_say(authority, tokens) -> None:
             tokens=tokens[1],
             admin_port=0,
             admin_tokens=tokens[1],
-        )
+        ),
+        unobserved,
     )
     assert doors.translation.credentials is not None
     assert doors.translation.authentication is not None
     assert doors.admin is not None
     assert doors.admin.authentication is not None
-    assert Doors(ServerConfig()).admin is None
+    assert Doors(ServerConfig(), unobserved).admin is None
 
 
 def test_a_token_is_not_sent_in_plaintext_to_another_machine() -> None:
@@ -285,6 +351,19 @@ def test_the_environment_has_credentials(monkeypatch, tmp_path) -> None:
     for name, value in {"TOKEN": "t", "CA": str(tmp_path), "TLS": "1"}.items():
         monkeypatch.setenv(f"DRAGOMAN_{name}", value)
     assert Credentials.from_environment() == Credentials(token="t", ca=tmp_path, tls=True)
+    file = tmp_path / "token"
+    file.write_text("of-the-file\n")
+    assert Credentials.from_environment(file) == Credentials(token="of-the-file", ca=tmp_path, tls=True)
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="token holds no token"):
+        Credentials.from_environment(file)
     assert "secret" not in repr(Credentials(token="secret"))
     with pytest.raises(ValueError, match="belong together"):
         Credentials(certificate=tmp_path)
+
+
+@pytest.mark.parametrize("token", ["secret\n", "two secrets", "secr\u00e9t", "secret\x00"])
+def test_a_token_that_is_none_is_refused_without_being_repeated(token) -> None:
+    with pytest.raises(ValueError, match="one word of ASCII") as caught:
+        Credentials(token=token)
+    assert "secr" not in str(caught.value)

@@ -219,6 +219,9 @@ def test_what_cannot_start_says_so_in_one_line(start: Start, tmp_path: Path) -> 
         (start(port=port), f"cannot listen on 127.0.0.1:{port}"),
         (start("--max-rows", "0"), "--max-rows must be at least 1"),
         (start("--device", "tpu"), "--device"),
+        (start("--tokens", str(tmp_path / "none")), f"{tmp_path}/none"),
+        (start("--tls-certificate", "x", "--tls-key", str(tmp_path / "none")), "directory: 'x'"),
+        (start("--admin-port", "0", "--admin-host", "0.0.0.0"), "would let everybody decide"),
     ):
         output, log = process.communicate(timeout=20)
         assert process.returncode == 2

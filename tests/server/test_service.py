@@ -22,6 +22,7 @@ from dragoman_server.errors import (
     EngineError,
     ShuttingDownError,
 )
+from dragoman_server.service.listening import Listener
 
 SERVICE = "dragoman.v1.TranslationService"
 
@@ -298,6 +299,13 @@ def _mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def test_bad_bytes_for_reflection_are_an_invalid_argument(channel: grpc.Channel) -> None:
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as caught:
+        list(channel.stream_stream(method)(iter([b"\xff\xff"]), timeout=5))
+    assert "protobuf" not in caught.value.details()
+
+
 def test_health_and_reflection(channel: grpc.Channel, server: Any, engine: Any) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for service in ("", SERVICE):
@@ -401,3 +409,20 @@ def test_as_many_calls_at_once_are_taken_as_stated(server: Any, stub: Any, engin
         engine.finish(request)
     assert all(call.result(10).translations for call in calls)
     stub.Translate(pb.TranslateRequest(texts=["x"]))
+
+
+def test_a_connection_has_as_many_calls_in_progress_as_stated(
+    start_server: Any, model: Any, engine: Any
+) -> None:
+    address = start_server(model(engine), listener=Listener(max_connection_calls=2)).address
+    engine.holding = True
+    with grpc.insecure_channel(address) as channel:
+        stub = TranslationServiceStub(channel)
+        calls = [stub.Translate.future(pb.TranslateRequest(texts=["x"]), timeout=20) for _ in range(4)]
+        engine.wait_until(lambda: len(engine.held) == 2)
+        time.sleep(0.2)
+        assert len(engine.held) == 2
+        engine.holding = False
+        for request in list(engine.held):
+            engine.finish(request)
+        assert all(call.result(10).translations for call in calls)

@@ -8,7 +8,9 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from dragoman_server.metrics import DENIED, CallRecord
 from dragoman_server.service.callers import authenticated_as
+from dragoman_server.service.guard import ObserveCall
 from dragoman_server.service.tokens import TokenFile
 
 __all__ = ["Authentication"]
@@ -30,12 +32,21 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     Args:
         tokens: Who may call.
+        observe: Told of every call that is denied, whose method is not looked at.
         others: Who may call another service, and is told that this is not it.
         open_health: Whether health checks need no token: probes and balancers often cannot have one.
     """
 
-    def __init__(self, tokens: TokenFile, others: TokenFile | None = None, open_health: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile,
+        observe: ObserveCall,
+        *,
+        others: TokenFile | None = None,
+        open_health: bool = False,
+    ) -> None:
         self._tokens = tokens
+        self._observe = observe
         self._others = others
         self._open_health = open_health
 
@@ -48,7 +59,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         if not (self._open_health and handler_call_details.method.startswith(_HEALTH)):
             denial = self._denial(handler_call_details)
             if denial is not None:
-                return _denying(*denial)
+                return self._denying(*denial)
         return await continuation(handler_call_details)
 
     def _denial(self, details: grpc.HandlerCallDetails) -> Denial | None:
@@ -64,10 +75,10 @@ class Authentication(grpc.aio.ServerInterceptor):
         known_elsewhere = self._others is not None and self._others.name_of(token) is not None
         return _OTHER_SERVICE if known_elsewhere else _UNKNOWN
 
+    def _denying(self, code: grpc.StatusCode, message: str) -> Any:
+        async def deny(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+            self._observe(CallRecord(DENIED, code.name, 0.0, context.peer()))
+            await context.abort(code, message)
 
-def _denying(code: grpc.StatusCode, message: str) -> Any:
-    async def deny(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-        await context.abort(code, message)
-
-    # Of the kind that waits for no message, whatever the method's own: nothing that is sent is read.
-    return grpc.stream_stream_rpc_method_handler(deny)
+        # Of the kind that waits for no message, whatever the method's own: nothing that is sent is read.
+        return grpc.stream_stream_rpc_method_handler(deny)

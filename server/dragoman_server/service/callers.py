@@ -1,4 +1,4 @@
-"""Who calls."""
+"""Who calls, and which model answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc.aio
 
-__all__ = ["authenticated_as", "caller_of"]
+__all__ = ["answered_by", "authenticated_as", "caller_of", "model_of_call"]
 
 _NAME: ContextVar[str | None] = ContextVar("caller", default=None)
+_MODEL: ContextVar[str] = ContextVar("model", default="")
 
 
 def authenticated_as(name: str) -> None:
@@ -20,3 +21,13 @@ def authenticated_as(name: str) -> None:
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The name of the token that the call in progress bears; without tokens, the connection's other end."""
     return _NAME.get() or context.peer()
+
+
+def answered_by(model: str) -> None:
+    """Note which of the served models the call in progress was given."""
+    _MODEL.set(model)
+
+
+def model_of_call() -> str:
+    """The name of that model; empty before one was found."""
+    return _MODEL.get()

@@ -49,16 +49,21 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
 def _configuration(
     certificate: Path, key: Path, client_ca: Path | None
 ) -> grpc.ServerCertificateConfiguration:
+    chain, secret = certificate.read_bytes(), key.read_bytes()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(certificate, key)
+        # Without a password OpenSSL would ask for one at the terminal, and wait.
+        context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
-        raise ValueError(f"{certificate} and {key} are no certificate and its key: {error.reason}") from error
+        reason = error.reason or "the key may be encrypted, which it must not be"
+        raise ValueError(f"{certificate} and {key} are no certificate and its key: {reason}") from error
+    if (certificate.read_bytes(), key.read_bytes()) != (chain, secret):
+        raise ValueError(f"{certificate} or {key} changed while they were read")
     roots = None
     if client_ca is not None:
+        roots = client_ca.read_bytes()
         try:
             context.load_verify_locations(client_ca)
         except ssl.SSLError as error:
             raise ValueError(f"{client_ca} holds no certificate: {error.reason}") from error
-        roots = client_ca.read_bytes()
-    return grpc.ssl_server_certificate_configuration([(key.read_bytes(), certificate.read_bytes())], roots)
+    return grpc.ssl_server_certificate_configuration([(secret, chain)], roots)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -15,7 +15,7 @@ import grpc.aio
 
 from dragoman_server.errors import InvalidRequestError
 from dragoman_server.metrics import CallRecord
-from dragoman_server.service.callers import caller_of
+from dragoman_server.service.callers import caller_of, model_of_call
 from dragoman_server.service.status import abort, code_of
 
 __all__ = ["Guard", "ObserveCall"]
@@ -30,7 +30,7 @@ class _Malformed:
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Wraps handlers that take one request and are coroutines (a stream is sent by `context.write`).
+    """Wraps handlers: coroutines (streams are sent by `context.write`), generators for streams of requests.
 
     Args:
         observe: Told of every call that has ended.
@@ -46,14 +46,14 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Return the handler that gRPC is to call."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
-        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-        wrap = (
-            grpc.unary_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
+        if handler is None:
+            return None
+        if handler.request_streaming:
+            behaviour, wrap = _writing(handler.stream_stream), grpc.stream_stream_rpc_method_handler
+        elif handler.response_streaming:
+            behaviour, wrap = handler.unary_stream, grpc.unary_stream_rpc_method_handler
+        else:
+            behaviour, wrap = handler.unary_unary, grpc.unary_unary_rpc_method_handler
         return wrap(
             self._guarded(handler_call_details.method, behaviour),
             request_deserializer=_tolerant(handler.request_deserializer),
@@ -65,8 +65,7 @@ class Guard(grpc.aio.ServerInterceptor):
             started = time.monotonic()
             code = grpc.StatusCode.OK
             try:
-                if isinstance(request, _Malformed):
-                    raise InvalidRequestError("request", "its bytes are no message of this method, in UTF-8")
+                _require_sound(request)
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 code = _aborted_with(context)
@@ -83,7 +82,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 seconds = time.monotonic() - started
-                self._observe(CallRecord(method, code.name, seconds, caller_of(context)))
+                self._observe(CallRecord(method, code.name, seconds, caller_of(context), model_of_call()))
 
         return guarded
 
@@ -94,6 +93,26 @@ async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) 
     except grpc.aio.InternalError:
         # The caller gave up while the error was on its way: gRPC will cancel this call any moment.
         raise asyncio.CancelledError from None
+
+
+def _require_sound(request: Any) -> None:
+    if isinstance(request, _Malformed):
+        raise InvalidRequestError("request", "its bytes are no message of this method, in UTF-8")
+
+
+def _writing(replies: Callable[[Any, Any], AsyncIterator[Any]]) -> _Handler:
+    """A coroutine that sends what a generator answers to a stream of requests."""
+
+    async def sound(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            _require_sound(request)
+            yield request
+
+    async def write_all(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async for reply in replies(sound(requests), context):
+            await context.write(reply)
+
+    return write_all
 
 
 def _tolerant(deserialise: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

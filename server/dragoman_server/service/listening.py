@@ -27,6 +27,8 @@ class Listener:
     """0 for any free one."""
     keepalive_seconds: float = 2.0
     """How often a silent client is asked for a sign of life, and how long it may take."""
+    max_connection_calls: int = 512
+    """Calls in progress on one connection."""
     max_connection_age_seconds: float = 0.0
     """After which clients connect anew; 0 for never."""
     credentials: grpc.ServerCredentials | None = None
@@ -67,6 +69,8 @@ class Listener:
             ("grpc.keepalive_timeout_ms", keepalive),
             # Without this a client that stands still is waited for 60 s whatever the two above say.
             ("grpc.http2.ping_timeout_ms", keepalive),
+            # Without it a client that takes its calls back at once fills the line that all callers stand in.
+            ("grpc.max_concurrent_streams", self.max_connection_calls),
             # Clients ask for signs of life, too; by default more than one in five minutes is an offence.
             ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PING_SECONDS * 1000),
         ]

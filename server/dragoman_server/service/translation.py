@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
@@ -17,7 +18,7 @@ from dragoman_server.drain import CallCounter
 from dragoman_server.errors import SlowReaderError
 from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable, ServedModel
-from dragoman_server.service.callers import caller_of
+from dragoman_server.service.callers import answered_by, caller_of
 from dragoman_server.service.convert import (
     TranslationCall,
     model_response,
@@ -103,13 +104,14 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
                     async for update in updates:
                         await writer.write(_stream_message(update))
 
-    def _lease(
-        self, call: TranslationCall
-    ) -> contextlib.AbstractContextManager[tuple[ServedModel, Direction]]:
+    @contextlib.contextmanager
+    def _lease(self, call: TranslationCall) -> Iterator[tuple[ServedModel, Direction]]:
         """One version of the model that a call means, from here to its reply."""
         if self._log_texts:
             _log.info("texts: %s", json.dumps(call.texts), extra={"texts": call.texts})
-        return self._models.lease(call.model, call.source_language, call.target_language)
+        with self._models.lease(call.model, call.source_language, call.target_language) as leased:
+            answered_by(leased[0].description.name)
+            yield leased
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: _Context
@@ -123,7 +125,9 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
     ) -> pb.GetModelResponse:
         """Describe one model."""
         self._calls.require_ready()
-        return model_response(self._models.named(request.name).description, self._limits)
+        description = self._models.named(request.name).description
+        answered_by(description.name)
+        return model_response(description, self._limits)
 
 
 def _stream_message(update: str | TextTranslation) -> pb.TranslateStreamResponse:
