@@ -1,0 +1,69 @@
+"""The figures of a server as a terminal shows them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rich.bar import Bar
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dragoman_loadtest.top.figures import ModelFigures, ServerFigures
+from dragoman_loadtest.units import milliseconds
+
+__all__ = ["render"]
+
+_BAR_WIDTH = 16
+_MIB = 2**20
+
+
+def render(address: str, figures: ServerFigures) -> RenderableType:
+    """The server in two lines, and its models in a table."""
+    up = timedelta(seconds=round(figures.uptime_seconds))
+    head = f"{address}  up {up}  memory {figures.resident_bytes / _MIB:,.0f} MiB  CPUs {figures.cpus:.2f}"
+    calls = (
+        f"calls/s {_by_name(figures.calls_per_second)}  in progress {figures.calls_in_progress}  "
+        f"p50 {milliseconds(figures.call_seconds_p50)}  p99 {milliseconds(figures.call_seconds_p99)}"
+    )
+    return Group(Text(head, style="bold"), Text(calls), _models_table(figures.models))
+
+
+def _models_table(models: tuple[ModelFigures, ...]) -> RenderableType:
+    """Two lines a model, so that 80 columns are enough."""
+    if not models:
+        return Text("no model is served", style="yellow")
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for model in models:
+        table.add_row(
+            _name(model),
+            f"tokens/s {model.output_tokens_per_second:,.0f}",
+            _occupancy(model),
+            f"step {milliseconds(model.step_seconds)}",
+        )
+        waited = f"{milliseconds(model.queue_seconds_p50)} / {milliseconds(model.queue_seconds_p99)}"
+        table.add_row(
+            f"  {model.precision}, {model.device}",
+            f"queue {model.queue_depth:,}",
+            f"waited p50 / p99 {waited}",
+            f"refused/s {_by_name(model.refusals_per_second)}",
+        )
+    return table
+
+
+def _occupancy(model: ModelFigures) -> RenderableType:
+    bar = Bar(max(model.slots, 1), 0, model.slots_in_use, width=_BAR_WIDTH, color="green")
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_row("slots", bar, f"{model.slots_in_use}/{model.slots}")
+    return line
+
+
+def _name(model: ModelFigures) -> Text:
+    name = Text(f"{model.model} {model.version}")
+    if model.stalled_workers:
+        name.append(f" {model.stalled_workers} stalled", style="bold red")
+    return name
+
+
+def _by_name(rates: dict[str, float]) -> str:
+    return "  ".join(f"{name} {rate:,.1f}" for name, rate in rates.items()) or "0"
