@@ -26,7 +26,7 @@ import asyncio, sys, dragoman
 
 async def call_for_ever(client):
     while True:
-        await client.translate({LONG!r}, timeout=600)
+        await client.translate({LONG[:6000]!r}, timeout=600)
 
 async def main(address, calls):
     async with dragoman.AsyncClient(address) as client:
@@ -85,7 +85,7 @@ def callers(address: str, count: int, calls: int) -> Iterator[list[subprocess.Po
 
 @pytest.mark.parametrize(
     ("number", "state", "bound", "calls"),
-    [(signal.SIGKILL, "killed", 1.0, 20), (signal.SIGSTOP, "frozen", 5.0, 1)],
+    [(signal.SIGKILL, "killed", 2.0, 20), (signal.SIGSTOP, "frozen", 5.0, 1)],
 )
 def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, bound, calls) -> None:
     """Of the killed there are 1,000: 50 processes with 20 calls each."""
@@ -95,8 +95,9 @@ def test_what_lost_clients_hold_is_freed(serving, figures, full, number, state, 
         server.unharmed(memory_mib=300),
         callers(server.address, count, calls) as processes,
     ):
+        # Between two of its calls a client is in none.
         server.wait_until(
-            lambda: server.held()["calls_in_progress"] == count * calls, "all in their calls", 120
+            lambda: server.held()["calls_in_progress"] >= 0.9 * count * calls, "all in their calls", 120
         )
         for process in processes:
             os.kill(process.pid, number)
