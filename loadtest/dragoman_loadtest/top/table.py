@@ -19,14 +19,19 @@ _MIB = 2**20
 
 
 def render(address: str, figures: ServerFigures) -> RenderableType:
-    """The server in two lines, and its models in a table."""
+    """The server in two lines, its models in a table, and what they refuse."""
     up = timedelta(seconds=round(figures.uptime_seconds))
     head = f"{address}  up {up}  memory {figures.resident_bytes / _MIB:,.0f} MiB  CPUs {figures.cpus:.2f}"
     calls = (
-        f"calls/s {_by_name(figures.calls_per_second)}  in progress {figures.calls_in_progress}  "
-        f"p50 {milliseconds(figures.call_seconds_p50)}  p99 {milliseconds(figures.call_seconds_p99)}"
+        f"in progress {figures.calls_in_progress}  p50 {milliseconds(figures.call_seconds_p50)} "
+        f"p99 {milliseconds(figures.call_seconds_p99)}  calls/s {_by_name(figures.calls_per_second)}"
     )
-    return Group(Text(head, style="bold"), Text(calls), _models_table(figures.models))
+    refusals = [
+        Text(f"{model.model} refuses/s {_by_name(model.refusals_per_second)}", style="yellow")
+        for model in figures.models
+        if model.refusals_per_second
+    ]
+    return Group(Text(head, style="bold"), Text(calls), _models_table(figures.models), *refusals)
 
 
 def _models_table(models: tuple[ModelFigures, ...]) -> RenderableType:
@@ -41,12 +46,12 @@ def _models_table(models: tuple[ModelFigures, ...]) -> RenderableType:
             _occupancy(model),
             f"step {milliseconds(model.step_seconds)}",
         )
-        waited = f"{milliseconds(model.queue_seconds_p50)} / {milliseconds(model.queue_seconds_p99)}"
+        p50, p99 = milliseconds(model.queue_seconds_p50), milliseconds(model.queue_seconds_p99)
         table.add_row(
             f"  {model.precision}, {model.device}",
             f"queue {model.queue_depth:,}",
-            f"waited p50 / p99 {waited}",
-            f"refused/s {_by_name(model.refusals_per_second)}",
+            f"wait p50 {p50} p99 {p99}",
+            f"rows {model.rows_per_step:,.1f}" if model.rows_per_step else "rows -",
         )
     return table
 
@@ -61,7 +66,7 @@ def _occupancy(model: ModelFigures) -> RenderableType:
 def _name(model: ModelFigures) -> Text:
     name = Text(f"{model.model} {model.version}")
     if model.stalled_workers:
-        name.append(f" {model.stalled_workers} stalled", style="bold red")
+        name.append(f", {model.stalled_workers} stalled", style="bold red")
     return name
 
 
