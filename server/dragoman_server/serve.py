@@ -53,7 +53,13 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
     set_up_logging(config.log_format)
     # More than can run at once do not help, and every one keeps its own share of what is freed.
     keep_little_freed(max(_LEAST_ARENAS, choose_threads()))
-    return asyncio.run(_serve(config, json))
+    code = asyncio.run(_serve(config, json))
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # The interpreter flushes it once more at its end; a log that cannot be written is no failure.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    return code
 
 
 async def _serve(config: ServerConfig, json: bool) -> int:
