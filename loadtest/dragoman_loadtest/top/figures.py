@@ -11,7 +11,8 @@ from dragoman_loadtest.scrape import Growth
 __all__ = ["ModelFigures", "ServerFigures", "figures_of"]
 
 _TRANSLATE = "/dragoman.v1.TranslationService/Translate"
-_TRANSLATE_STREAM = "/dragoman.v1.TranslationService/TranslateStream"
+_OF_GRPC = "/grpc."
+"""How the methods begin that gRPC brings along: health checks and reflection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class ServerFigures:
     """Between the readings."""
     uptime_seconds: float
     calls_per_second: dict[str, float]
-    """`Translate` and `TranslateStream` that have ended, by status code; only codes that occurred."""
+    """Calls that have ended, by status code, without health checks; only codes that occurred."""
     calls_in_progress: int
     call_seconds_p50: float | None
     """Of `Translate`, from a call's arrival to its end."""
@@ -77,9 +78,10 @@ def figures_of(growth: Growth) -> ServerFigures:
 
 def _calls_per_second(growth: Growth) -> dict[str, float]:
     rates: defaultdict[str, float] = defaultdict(float)
-    for method in (_TRANSLATE, _TRANSLATE_STREAM):
-        for code, count in growth.by("code", "dragoman_calls_total", method=method).items():
-            rates[code] += count / growth.seconds
+    for method in growth.by("method", "dragoman_calls_total"):
+        if not method.startswith(_OF_GRPC):
+            for code, count in growth.by("code", "dragoman_calls_total", method=method).items():
+                rates[code] += count / growth.seconds
     return {code: rate for code, rate in sorted(rates.items()) if rate}
 
 
