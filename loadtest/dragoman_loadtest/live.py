@@ -14,8 +14,9 @@ from rich.text import Text
 
 from dragoman_loadtest.measures import answered, counted, seconds_of, timed
 from dragoman_loadtest.run import Moment
+from dragoman_loadtest.units import milliseconds
 
-__all__ = ["LiveView", "milliseconds", "sparkline"]
+__all__ = ["LiveView", "sparkline"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS_SHOWN = 60
@@ -32,13 +33,6 @@ def sparkline(values: NDArray[np.float64]) -> str:
         _BARS[round((np.log(value) - low) * scale)] if np.isfinite(value) and value > 0.0 else " "
         for value in values
     )
-
-
-def milliseconds(seconds: float | None) -> str:
-    """A time as people read it."""
-    if seconds is None or not np.isfinite(seconds):
-        return "-"
-    return f"{1e3 * seconds:,.1f} ms" if seconds < 1.0 else f"{seconds:,.2f} s"
 
 
 class LiveView:

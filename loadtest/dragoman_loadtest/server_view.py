@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from dragoman.options import TranslateOptions
 from dragoman_loadtest.options import Target
+from dragoman_loadtest.scrape import scrape
 from dragoman_loadtest.wire import Wire
 
 __all__ = ["Metrics", "MetricsReader", "describe_model", "occupancy"]
 
-_TIMEOUT = 5.0
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
 _CONNECT_SECONDS = 10.0
 
 Metrics = dict[str, float]
@@ -71,19 +66,16 @@ class MetricsReader:
         """All samples now."""
         if self.address is None:
             return {}
-        url = f"http://{self.address}/metrics"
         try:
-            with _OPENER.open(url, timeout=_TIMEOUT) as reply:  # http, as it says
-                text = reply.read().decode()
-            samples: Metrics = {}
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if not sample.name.endswith("_bucket"):
-                        samples[sample.name] = samples.get(sample.name, 0.0) + sample.value
-            return samples
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            self.error = f"{url}: {error}"
+            scraped = scrape(self.address)
+        except ConnectionError as error:
+            self.error = str(error)
             return {}
+        sums: Metrics = {}
+        for sample in scraped.samples:
+            if not sample.name.endswith("_bucket"):
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
 
 
 def occupancy(before: Metrics, after: Metrics) -> dict[str, float]:

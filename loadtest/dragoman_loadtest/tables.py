@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dragoman_loadtest.compare import Comparison
-from dragoman_loadtest.live import milliseconds
+from dragoman_loadtest.units import milliseconds
 
 __all__ = ["print_comparisons", "print_run"]
 

@@ -1,10 +1,11 @@
-"""Amounts as people write them on a command line: 30s, 250ms, 2m, 5%."""
+"""Amounts as people write them on a command line (30s, 250ms, 2m, 5%) and read them in a table."""
 
 from __future__ import annotations
 
+import math
 import re
 
-__all__ = ["parse_seconds", "parse_share"]
+__all__ = ["milliseconds", "parse_seconds", "parse_share"]
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(us|ms|s|m|h)?")
@@ -36,3 +37,10 @@ def parse_share(text: str) -> float:
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"{text!r} is no share: write it like 5% or 0.05")
     return share
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A time as people read it."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    return f"{1e3 * seconds:,.1f} ms" if seconds < 1.0 else f"{seconds:,.2f} s"

@@ -132,6 +132,7 @@ def test_what_the_server_refuses_is_one_line(translate: Run) -> None:
         ("serve", "onnxruntime", "server"),
         ("train", "torch", "train"),
         ("export", "torch", "train"),
+        ("top", "rich", "top"),
     ],
 )
 def test_a_missing_extra_is_named(command: str, module: str, extra: str) -> None:

@@ -8,13 +8,12 @@ from io import StringIO
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dragoman_loadtest.live import LiveView, milliseconds, sparkline
+from dragoman_loadtest.live import LiveView, sparkline
 from dragoman_loadtest.run import Moment
 from dragoman_loadtest.samples import RECORD, Code
 
@@ -89,18 +88,3 @@ def test_what_is_not_known_is_blank() -> None:
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20))
 def test_every_value_has_its_place(values: list[float]) -> None:
     assert len(sparkline(np.array(values))) in (0, len(values))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0123, "12.3 ms"),
-        (0.0, "0.0 ms"),
-        (1.5, "1.50 s"),
-        (4000.0, "4,000.00 s"),
-        (None, "-"),
-        (math.nan, "-"),
-    ],
-)
-def test_a_time_reads_well(seconds: float | None, text: str) -> None:
-    assert milliseconds(seconds) == text

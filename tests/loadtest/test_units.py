@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dragoman_loadtest.units import parse_seconds, parse_share
+from dragoman_loadtest.units import milliseconds, parse_seconds, parse_share
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,18 @@ def test_what_is_no_share_is_shown_in_the_error(text: str) -> None:
 @given(st.integers(0, 100))
 def test_percentages_of_a_whole_add_up_to_at_most_one(percent: int) -> None:
     assert parse_share(f"{percent}%") + parse_share(f"{100 - percent}%") <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0123, "12.3 ms"),
+        (0.0, "0.0 ms"),
+        (1.5, "1.50 s"),
+        (4000.0, "4,000.00 s"),
+        (None, "-"),
+        (math.nan, "-"),
+    ],
+)
+def test_a_time_reads_well(seconds: float | None, text: str) -> None:
+    assert milliseconds(seconds) == text

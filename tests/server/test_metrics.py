@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import socket
 import urllib.request
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +25,11 @@ from dragoman_server.engine import (
 from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelDescription
 
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "dragoman.json"
+# What Prometheus adds to every sample, and Grafana to the dashboard's own variables.
+OF_PROMETHEUS = {"instance", "job"}
+OF_GRAFANA = {"__rate_interval"}
 DESCRIPTION = ModelDescription(
     name="toy",
     version="3",
@@ -136,5 +145,68 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
     families = [(one.name, one.type) for one in metrics.registry.collect()]
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families}
     own = {name for name in names if name.startswith("dragoman_")}
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    text = (ROOT / "docs" / "metrics.md").read_text()
     assert set(re.findall(r"`(dragoman_\w+)", text)) == own
+
+
+@pytest.fixture(scope="module")
+def labels() -> dict[str, set[str]]:
+    """The names of all samples of a server that has worked, and the names of their labels."""
+    metrics = ServerMetrics()
+    metrics.watch_server(lambda: 0, lambda: 0)
+    metrics.watch(DESCRIPTION, lambda: EngineStats(0, 0, 0, 9, 0, Totals()))
+    metrics.observe_call(CallRecord("Translate", "OK", 0.1, "somebody"))
+    metrics.observe_text("toy")("tokenise", 0.001)
+    engine = metrics.engine("toy")
+    engine.on_encode(EncodeRecord(requests=1, tokens=1, padding=0, seconds=0.1))
+    engine.on_step(StepRecord(rows=1, padded_rows=0, seconds=0.1))
+    engine.on_finished(FinishRecord(Outcome.STOP, 1, 1, Timing(queue=0.1, encode=0.1, decode=0.1)))
+    engine.on_refused("deadline")
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            found[sample.name] |= set(sample.labels)
+    return found
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
+    """Those of the panels, and of the variables, as if these asked for a sum by their label."""
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", ()))
+    for variable in dashboard["templating"]["list"]:
+        yield re.sub(r"label_values\((.*), (\w+)\)", r"sum by (\2) (\1)", variable.get("definition", ""))
+
+
+def metric_names(expression: str) -> set[str]:
+    return set(re.findall(r"\b(?:dragoman|process)_\w+", expression))
+
+
+def test_the_dashboard_asks_for_metrics_by_labels_that_they_have(
+    dashboard: dict[str, Any], labels: dict[str, set[str]]
+) -> None:
+    for expression in expressions(dashboard):
+        assert metric_names(expression) <= set(labels), expression
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", expression))))
+        for name, matchers in re.findall(r"\b((?:dragoman|process)_\w+)(?:{([^}]*)})?", expression):
+            asked = grouped | set(re.findall(r"(\w+)(?:=|!=|=~|!~)\"", matchers))
+            assert asked <= labels[name] | OF_PROMETHEUS, f"{name} in {expression}"
+
+
+def test_the_dashboard_shows_every_metric(dashboard: dict[str, Any], labels: dict[str, set[str]]) -> None:
+    def families(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in names}
+
+    shown = set().union(*map(metric_names, expressions(dashboard)))
+    assert {name for name in families(labels) if name.startswith("dragoman_")} <= families(shown)
+
+
+def test_the_dashboard_defines_its_variables(dashboard: dict[str, Any]) -> None:
+    defined = {variable["name"] for variable in dashboard["templating"]["list"]}
+    used = {name for text in expressions(dashboard) for name in re.findall(r"\$(\w+)", text)}
+    assert used <= defined | OF_GRAFANA

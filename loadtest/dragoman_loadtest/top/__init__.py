@@ -1,0 +1,1 @@
+"""`dragoman top`: a running server in the terminal, from its Prometheus endpoint."""
