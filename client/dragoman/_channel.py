@@ -34,9 +34,11 @@ _Metadata = tuple[tuple[str, str], ...]
 _DETAILS_KEY = "grpc-status-details-bin"
 
 # Translating twice does no harm: calls that a server lost or did not take are tried again, streams until
-# their first message. RESOURCE_EXHAUSTED comes with the server's own delay (gRFC A6: pushback), which takes
-# the place of the back-off. The pauses together outlast a reconnection. Retries stop while too many calls
-# fail: 500 may, as many as a lost server breaks off at once, and then one in ten.
+# their first message. CANCELLED comes from a server only where gRPC drops calls of a flood before anybody
+# sees them; what a caller cancels is not tried again. RESOURCE_EXHAUSTED comes with the server's own delay
+# (gRFC A6: pushback), which takes the place of the back-off. The pauses together outlast a reconnection.
+# Retries stop while too many calls fail: 500 may, as many as a lost server breaks off at once, and then one
+# in ten.
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -47,7 +49,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
             },
         }
     ],

@@ -12,7 +12,7 @@ import pytest
 import dragoman
 from dragoman import errors
 from dragoman.options import TranslateArguments
-from dragoman_server.errors import BundleError, EngineError, ShuttingDownError
+from dragoman_server.errors import BundleError, CancelledError, EngineError, ShuttingDownError
 
 
 @pytest.fixture
@@ -140,8 +140,14 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
             client.wait_ready(0.5)
 
 
-def test_unavailable_is_tried_again(client: dragoman.Client, engine: Any, server: Any) -> None:
-    engine.fails_with = ShuttingDownError("draining")
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ShuttingDownError("draining"), "UNAVAILABLE"), (CancelledError("dropped"), "CANCELLED")],
+)
+def test_what_a_server_did_not_take_is_tried_again(
+    client: dragoman.Client, engine: Any, server: Any, error: Exception, code: str
+) -> None:
+    engine.fails_with = error
     original = engine.finish
 
     def finish(request: Any) -> None:
@@ -151,7 +157,7 @@ def test_unavailable_is_tried_again(client: dragoman.Client, engine: Any, server
 
     engine.finish = finish
     assert client.translate("x").text == "X"
-    assert [code for _, code in server.calls[:2]] == ["UNAVAILABLE", "UNAVAILABLE"]
+    assert [code for _, code in server.calls[:2]] == [code, code]
 
 
 def test_a_full_queue_is_tried_again_when_the_server_says(

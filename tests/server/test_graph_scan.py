@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -141,12 +141,14 @@ def test_graphs_in_two_pieces_are_one() -> None:
         scan_graph(content)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_scanned_or_refused(content: bytes) -> None:
     with pytest.raises(GraphScanError):
         scan_graph(content)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_damage_is_scanned_or_refused(data: st.DataObject) -> None:
     content = bytearray(model().SerializeToString())
