@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test faults demo protos wheel-test bench clean
+.PHONY: help setup check format test faults soak demo protos wheel-test bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: setup  ## run the tests
 
 faults: setup  ## real servers under overload, faults, hostile and lost clients; writes .build/faults.json
 	DRAGOMAN_FAULT_SUITE=full $(BIN)/python -m pytest tests/faults
+
+soak: setup  ## 200,000 requests and faults of all kinds on one server, whose memory may not grow; .build/soak.json
+	$(BIN)/python tests/faults/soak.py --requests 200000 --out .build/soak.json
 
 demo: setup  ## the whole way in miniature: train, export, serve, translate, load test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py

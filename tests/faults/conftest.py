@@ -152,43 +152,55 @@ def full() -> bool:
     return os.environ.get("DRAGOMAN_FAULT_SUITE") == "full"
 
 
-@pytest.fixture(scope="session")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
-    """`with serving("--max-rows", 8, environment={...}) as server:` starts one, and ends it whatever happens.
+@contextlib.contextmanager
+def served(
+    log: Path, *flags: object, models: Path = MODELS, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Start a server, whose standard error goes to `log`, and end it whatever happens.
 
     Flags given override the usual ones: free ports for calls and metrics, one worker with one thread.
     """
+    usual = {"--models": models, "--port": 0, "--metrics-port": 0, "--workers": 1, "--threads": 1}
+    words = [word for flag in usual.items() if flag[0] not in flags for word in flag]
+    command = [*DRAGOMAN, "serve", *map(str, words), *map(str, flags), "--json"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"the server did not start: {log.read_text()[-2000:]}"
+        told = json.loads(line)
+        server = Server(process, told["address"], told["metrics_address"], told["admin_address"], log)
+        server.usual = server.translation()
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
-    @contextlib.contextmanager
-    def start(
-        *flags: object, models: Path = MODELS, environment: dict[str, str] | None = None
-    ) -> Iterator[Server]:
-        log = tmp_path_factory.mktemp("server") / "log"
-        usual = {"--models": models, "--port": 0, "--metrics-port": 0, "--workers": 1, "--threads": 1}
-        words = [word for flag in usual.items() if flag[0] not in flags for word in flag]
-        command = [*DRAGOMAN, "serve", *map(str, words), *map(str, flags), "--json"]
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-            )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, f"the server did not start: {log.read_text()[-2000:]}"
-            told = json.loads(line)
-            server = Server(process, told["address"], told["metrics_address"], told["admin_address"], log)
-            server.usual = server.translation()
-            yield server
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Serving:
+    """`with serving("--max-rows", 8, environment={...}) as server:` is `served`, with a log of its own."""
+
+    def start(*flags: object, **others: object) -> AbstractContextManager[Server]:
+        return served(tmp_path_factory.mktemp("server") / "log", *flags, **others)
 
     return start
+
+
+def tokens_of(text: str) -> list[int]:
+    """The ids of a text, by the tokenizer of the model that is served."""
+    [(path, *_)] = [list(versions.values()) for versions in find_bundles(MODELS).values()]
+    bundle = Bundle.open(path)
+    tokenizer = Tokenizer(bundle.read(bundle.manifest.tokenizers.source), bundle.manifest.special_ids)
+    return tokenizer.encode(text)
 
 
 @pytest.fixture(scope="session")
@@ -196,11 +208,8 @@ def token_of() -> Callable[[str], int]:
     """The first token of a word, which no usual text has: faults can be told to strike where it stands."""
 
     def find(word: str) -> int:
-        [(path, *_)] = [list(versions.values()) for versions in find_bundles(MODELS).values()]
-        bundle = Bundle.open(path)
-        tokenizer = Tokenizer(bundle.read(bundle.manifest.tokenizers.source), bundle.manifest.special_ids)
-        token = tokenizer.encode(word)[0]
-        assert token not in tokenizer.encode(USUAL_TEXT)
+        token = tokens_of(word)[0]
+        assert token not in tokens_of(USUAL_TEXT)
         return token
 
     return find

@@ -30,13 +30,16 @@ def faulty(scripted_runner):
         ("encode:sleep=0.25@3", Fault("encode", "sleep", 0.25, first=3, last=3)),
         ("copy:exit@2-", Fault("copy", "exit", first=2)),
         ("step:nan@token=37", Fault("step", "nan", token=37)),
+        ("encode:leak=2048", Fault("encode", "leak", leak=2048)),
     ],
 )
 def test_faults_are_read(text, fault):
     assert Fault.parse(text) == fault
 
 
-@pytest.mark.parametrize("text", ["", "step", "step:burn", "walk:raise", "step:sleep", "step:raise@x"])
+@pytest.mark.parametrize(
+    "text", ["", "step", "step:burn", "walk:raise", "step:sleep", "encode:leak", "step:raise@x"]
+)
 def test_what_is_no_fault_is_refused(text):
     with pytest.raises(ValueError, match=r"is no VERB:ACTION\[@WHEN\]"):
         Fault.parse(text)

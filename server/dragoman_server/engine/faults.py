@@ -3,12 +3,14 @@
 `DRAGOMAN_FAULTS` names them for a server process, separated by commas, each as VERB:ACTION[@WHEN]:
 
 - VERB: `encode`, `step` or `copy`;
-- ACTION: `raise`, `nan` (of `step`), `exit` (ends the worker's thread), or `sleep=SECONDS`;
+- ACTION: `raise`, `nan` (of `step`), `exit` (ends the worker's thread), `sleep=SECONDS`, or `leak=BYTES`
+  (keeps so much memory for ever, for every row that is meant);
 - WHEN: `5`, the worker's fifth call alone, warm-up counted; `5-`, the fifth and all later ones; `token=37`,
   calls with a row whose source has that token; by default every call.
 
 `step:raise@token=37,encode:sleep=0.05` makes every step fail that a source with token 37 has part in, and
-every encoder run slow.
+every encoder run slow; `encode:leak=2048` makes a server that loses 2 kB with every sentence and hypothesis,
+by which a test of memory is tested.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 ENVIRONMENT = "DRAGOMAN_FAULTS"
 _PATTERN = re.compile(
-    r"(?P<verb>encode|step|copy):(?P<action>raise|nan|exit|sleep=(?P<seconds>\d+(\.\d+)?))"
+    r"(?P<verb>encode|step|copy):(?P<action>raise|nan|exit|sleep=(?P<seconds>\d+(\.\d+)?)|leak=(?P<leak>\d+))"
     r"(@(token=(?P<token>\d+)|(?P<call>\d+)(?P<later>-)?))?"
 )
 
@@ -42,6 +44,8 @@ class Fault:
     verb: str
     action: str
     seconds: float = 0.0
+    leak: int = 0
+    """Bytes."""
     token: int | None = None
     """Of the sources that are meant; `None`: whatever the sources."""
     first: int = 1
@@ -62,6 +66,7 @@ class Fault:
             verb=match["verb"],
             action=match["action"].partition("=")[0],
             seconds=float(match["seconds"] or 0.0),
+            leak=int(match["leak"] or 0),
             token=int(match["token"]) if match["token"] else None,
             first=first,
             last=first if match["call"] and not match["later"] else float("inf"),
@@ -77,6 +82,7 @@ class FaultyRunner:
         self._calls = dict.fromkeys(("encode", "step", "copy"), 0)
         self._sources: dict[int, Sequence[int]] = {}
         """By slot."""
+        self._leaked: list[bytes] = []
 
     @property
     def limits(self) -> RunnerLimits:
@@ -123,6 +129,9 @@ class FaultyRunner:
             match fault.action:
                 case "sleep":
                     time.sleep(fault.seconds)
+                case "leak":
+                    # Written to, or the memory would be promised only.
+                    self._leaked += [b"\xff" * fault.leak for _ in meant]
                 case "nan":
                     broken += meant
                 case "exit":
