@@ -100,6 +100,9 @@ class ServerConfig(CallLimits):
     stall_seconds: float = 30.0
     """How long a decode step may take, in seconds, before what it holds is given up: UNAVAILABLE, and
     NOT_SERVING until the step comes back."""
+    failed_batches: int = 5
+    """After so many batches in a row that failed in all their rows, ask a model for one of its canary
+    translations: where that fails as well, health says NOT_SERVING until one succeeds; 0 for never."""
     admin_port: int | None = None
     """Port of the service that loads and unloads models, 0 for any free one; by default there is none."""
     admin_host: str = "127.0.0.1"
@@ -126,7 +129,7 @@ class ServerConfig(CallLimits):
         CallLimits.__post_init__(self)
         for flag in ("max_rows", "max_queue", "max_connection_calls"):
             _require_at_least(1, flag, getattr(self, flag))
-        for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib"):
+        for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib", "failed_batches"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
         for flag in ("admin_port", "metrics_port"):

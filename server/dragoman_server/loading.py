@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,15 @@ from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.slab import Slab
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
-from dragoman_server.errors import BundleError, DragomanServerError
+from dragoman_server.errors import BundleError, DragomanServerError, EngineError
 from dragoman_server.manifest import Canary, Manifest
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelDescription, ServedModel
 from dragoman_server.tokenizer import Tokenizer
-from dragoman_server.translations import TextTranslation
+from dragoman_server.translations import TextHypothesis, TextTranslation
 from dragoman_server.translator import Translator
 
-__all__ = ["LoadedModel", "check_canaries", "load", "warm_up"]
+__all__ = ["LoadedModel", "check_canaries", "load", "probe", "warm_up"]
 
 _log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
@@ -107,13 +108,46 @@ async def check_canaries(model: LoadedModel) -> None:
             continue
         options = DecodingOptions(beam_size=canary.beam_size, length_penalty=canary.length_penalty)
         best = (await _translate(model, [canary.text], options))[0].hypotheses[0]
-        difference = abs(best.score - canary.score)
-        # Not `>`, which is false of NaN.
-        if best.text != canary.translation and not difference <= canary.tolerance:
+        if not _is_as_good(best, canary):
             raise BundleError(
                 f"{where} is translated otherwise than when the bundle was made: scores differ by "
-                f"{difference:.2g}, tolerance {canary.tolerance:g}; export the checkpoint again"
+                f"{abs(best.score - canary.score):.2g}, tolerance {canary.tolerance:g}; export the "
+                "checkpoint again"
             )
+
+
+async def probe(model: LoadedModel, seconds: float) -> bool | None:
+    """Whether the network still translates: its first canary, or, where it has none, the text of the warm-up.
+
+    Args:
+        model: Among whose other requests this one waits its turn.
+        seconds: That it may take.
+
+    Returns:
+        `None`: it did not come to the network in time, which says nothing of it.
+    """
+    fitting = (one for one in model.canaries if one.beam_size <= model.engine.limits.max_rows)
+    canary = next(fitting, None)
+    if canary is None:
+        text, options = _WARM_UP_TEXT, DecodingOptions(beam_size=1)
+    else:
+        text = canary.text
+        options = DecodingOptions(beam_size=canary.beam_size, length_penalty=canary.length_penalty)
+    try:
+        [translation] = await model.served.translator.translate(
+            *([text], model.served.description.first_direction, options, time.monotonic() + seconds),
+            may_loop=True,
+        )
+    except EngineError:
+        return False
+    except DragomanServerError:
+        return None
+    return canary is None or _is_as_good(translation.hypotheses[0], canary)
+
+
+def _is_as_good(found: TextHypothesis, canary: Canary) -> bool:
+    # Not `>`, which is false of NaN.
+    return found.text == canary.translation or abs(found.score - canary.score) <= canary.tolerance
 
 
 async def _translate(

@@ -30,6 +30,7 @@ from dragoman_server.manifest import VERSION_PATTERN
 from dragoman_server.memory import return_freed_memory
 from dragoman_server.metrics import ServerMetrics
 from dragoman_server.models import ModelDescription, ModelTable, listed, quoted
+from dragoman_server.outages import Outages
 
 __all__ = ["ModelRepository"]
 
@@ -54,6 +55,7 @@ class ModelRepository:
         self._models = models
         self._loaded: dict[str, LoadedModel] = {}
         """What the table holds, with its engines."""
+        self._outages = Outages(config.failed_batches)
         self._operations: set[asyncio.Task[ModelDescription]] = set()
         self._latest: dict[str, asyncio.Task[ModelDescription]] = {}
         """By model, the operation that the next one has to wait for."""
@@ -73,10 +75,19 @@ class ModelRepository:
         """Whether a worker of what is served stands still, as of the last `check_engines`."""
         return any(model.engine.stalled_workers for model in self._loaded.values())
 
-    def check_engines(self) -> None:
-        """Have every engine give up what its workers do not come back with."""
+    def check_engines(self) -> dict[str, bool]:
+        """Have every engine give up what its workers do not come back with, and probe those that only fail.
+
+        Returns:
+            By model: whether all its workers come back, and its last probe, if any, has succeeded.
+        """
         for model in self._loaded.values():
             model.engine.check()
+            self._outages.look(model)
+        return {
+            name: not model.engine.stalled_workers and not self._outages.is_out(model)
+            for name, model in self._loaded.items()
+        }
 
     async def load_all(self) -> None:
         """Serve the newest sound version of every model.
@@ -147,6 +158,7 @@ class ModelRepository:
 
     async def close(self) -> None:
         """Give up the operations in progress and close all engines; what a thread loads is not awaited."""
+        await self._outages.close()
         for operation in self._operations:
             operation.cancel()
         await asyncio.gather(*self._operations, return_exceptions=True)

@@ -139,16 +139,12 @@ async def _kept_up_to_date(
 
 @contextlib.asynccontextmanager
 async def _health_kept_true(server: GrpcServer, repository: ModelRepository) -> AsyncIterator[None]:
-    """Look after the engines, and say NOT_SERVING while one stands still, until the server stops."""
+    """Look after the engines, and say NOT_SERVING while one is of no use, until the server stops."""
 
     async def look_after() -> None:
-        serving = True
         while True:
+            server.set_models(repository.check_engines())
             await asyncio.sleep(_CHECK_SECONDS)
-            repository.check_engines()
-            if serving is repository.stalled:
-                serving = not serving
-                server.set_serving(serving)
 
     looking = asyncio.create_task(look_after())
     try:

@@ -114,10 +114,10 @@ class Server:
         with self.channel(*options) as channel:
             yield TranslationServiceStub(channel)
 
-    def health(self) -> str:
-        """What a health check says."""
+    def health(self, service: str = "") -> str:
+        """What a health check of that service says."""
         with self.channel() as channel:
-            reply = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+            reply = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=10)
         return HealthCheckResponse.ServingStatus.Name(reply.status)
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS) -> float:

@@ -74,3 +74,42 @@ def test_a_dead_worker_is_noticed_and_the_server_ends_when_told(serving, token_o
         assert call(stub, INNOCENT[0]) == "UNAVAILABLE"
         assert not server.held()["calls_in_progress"]
         assert server.stop() == 0
+
+
+def states(server) -> list[str]:
+    """Of the whole server, and of its one model."""
+    return [server.health(), server.health("en-de")]
+
+
+def test_a_network_that_only_fails_is_not_serving_until_it_works_again(serving) -> None:
+    # Start-up takes fewer steps than that; every probe takes one of those that fail.
+    faults = {"DRAGOMAN_FAULTS": "step:raise@1000-1009"}
+    with serving(environment=faults) as server, server.stub() as stub:
+        assert states(server) == ["SERVING"] * 2
+        while call(stub, INNOCENT[2]) != "INTERNAL":
+            pass
+        for _ in range(5):
+            assert call(stub, INNOCENT[2]) == "INTERNAL"
+        server.wait_until(lambda: states(server) == ["NOT_SERVING"] * 2, "NOT_SERVING")
+        assert call(stub, INNOCENT[2]) == "INTERNAL"
+        # Nobody calls, as balancers would have it: the probes go on.
+        server.wait_until(lambda: states(server) == ["SERVING"] * 2, "SERVING again", 60)
+        assert server.translation() == server.usual
+        log = server.log.read_text()
+        assert log.count("batches in a row have failed, and so does a canary; its health is NOT_SERVING") == 1
+        assert log.count("model en-de: a canary succeeds; its health is SERVING again") == 1
+
+
+def test_one_text_that_fails_again_and_again_does_not_end_service(serving, token_of) -> None:
+    faults = {"DRAGOMAN_FAULTS": f"step:nan@token={token_of(GUILTY)}"}
+    with serving("--failed-batches", 2, environment=faults) as server, server.stub() as stub:
+        before = server.metrics()["dragoman_encode_seconds_count"]
+        for number in range(40):
+            assert call(stub, GUILTY) == "INTERNAL"
+            assert states(server) == ["SERVING"] * 2
+            if server.metrics()["dragoman_encode_seconds_count"] > before + number + 1:
+                break  # a canary was asked for, too
+            time.sleep(0.1)
+        else:
+            pytest.fail("no canary was asked for")
+        assert states(server) == ["SERVING"] * 2

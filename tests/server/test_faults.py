@@ -28,6 +28,7 @@ def faulty(scripted_runner):
     [
         ("step:raise", Fault("step", "raise")),
         ("encode:sleep=0.25@3", Fault("encode", "sleep", 0.25, first=3, last=3)),
+        ("step:raise@5-9", Fault("step", "raise", first=5, last=9)),
         ("copy:exit@2-", Fault("copy", "exit", first=2)),
         ("step:nan@token=37", Fault("step", "nan", token=37)),
         ("encode:leak=2048", Fault("encode", "leak", leak=2048)),

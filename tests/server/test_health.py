@@ -78,6 +78,35 @@ def test_watchers_are_told_of_every_change(model: Any, engine: Any) -> None:
     asyncio.run(run())
 
 
+def test_each_model_has_a_state_of_its_own(model: Any, engine: Any) -> None:
+    async def run() -> None:
+        async with loading(model(engine)) as (server, channel):
+            health = HealthStub(channel)
+
+            async def states() -> list[int]:
+                return [
+                    (await health.Check(asked(name))).status for name in ("", SERVICE_NAME, "shout", "other")
+                ]
+
+            server.set_models({"shout": True, "other": True})
+            assert await states() == [NOT_SERVING] * 4
+            server.open()
+            assert await states() == [SERVING] * 4
+            watch = health.Watch(asked("shout"))
+            assert (await watch.read()).status == SERVING
+            server.set_models({"shout": False, "other": True})
+            assert await states() == [NOT_SERVING, NOT_SERVING, NOT_SERVING, SERVING]
+            assert (await watch.read()).status == NOT_SERVING
+            server.set_models({"other": True})
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            with pytest.raises(grpc.RpcError, match="no such service") as caught:
+                await states()
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            assert (await health.Check(asked(""))).status == SERVING
+
+    asyncio.run(run())
+
+
 def test_an_unknown_service_is_said_to_be_one(model: Any, engine: Any) -> None:
     async def run() -> None:
         async with loading(model(engine)) as (_, channel):

@@ -41,6 +41,40 @@ def test_a_failing_encoder_fails_its_batch_alone(bench_of, scripted_runner, call
     assert bench.worker.slots_in_use == 0
 
 
+def test_batches_that_fail_in_all_their_rows_are_counted_until_one_does_not(
+    bench_of, scripted_runner, caller, caplog
+):
+    class Ill(scripted_runner):
+        state = "well"
+
+        def encode(self, sources, slots):
+            if self.state == "encode":
+                raise RuntimeError("ill")
+            super().encode(sources, slots)
+
+        def step(self, tokens, lengths, top_k):
+            if self.state == "step":
+                raise RuntimeError("ill")
+            log_probs, token_ids = super().step(tokens, lengths, top_k)
+            if self.state in ("nan", "half nan"):
+                log_probs[: 1 if self.state == "half nan" else None] = np.nan
+            return log_probs, token_ids
+
+    bench = bench_of(Ill())
+    caplog.set_level(logging.CRITICAL, "dragoman_server")
+    counts = []
+    for state in ("well", "step", "encode", "nan", "half nan"):
+        bench.runner.state = state
+        options = DecodingOptions(beam_size=1, max_output_tokens=1)
+        bench.put(*(caller((3, number), options) for number in range(1 if state == "well" else 2)))
+        bench.worker.step()
+        counts.append(bench.telemetry.failed_batches)
+        bench.runner.state = "well"
+        bench.finish()
+    # The two whose encoder run has failed are tried one by one, and nothing works before the next.
+    assert counts == [0, 1, 3, 4, 0]
+
+
 @pytest.fixture(scope="session")
 def allergic_runner(scripted_runner):
     """A runner that raises where a source with token 13 has part in a run of that verb."""

@@ -97,6 +97,11 @@ class Engine:
         """How many workers the last `check` found standing still."""
         return len(self._stalled)
 
+    @property
+    def failed_batches(self) -> int:
+        """How many batches in a row have failed in all their rows: the network may be of no use any more."""
+        return self._telemetry.failed_batches
+
     def submit(self, request: Request) -> None:
         """Accept a request; its `notify` then gets exactly one `Finished` or `Failed`.
 

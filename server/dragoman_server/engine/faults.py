@@ -5,8 +5,8 @@
 - VERB: `encode`, `step` or `copy`;
 - ACTION: `raise`, `nan` (of `step`), `exit` (ends the worker's thread), `sleep=SECONDS`, or `leak=BYTES`
   (keeps so much memory for ever, for every row that is meant);
-- WHEN: `5`, the worker's fifth call alone, warm-up counted; `5-`, the fifth and all later ones; `token=37`,
-  calls with a row whose source has that token; by default every call.
+- WHEN: `5`, the worker's fifth call alone, warm-up counted; `5-9`, the fifth to the ninth; `5-`, the fifth
+  and all later ones; `token=37`, calls with a row whose source has that token; by default every call.
 
 `step:raise@token=37,encode:sleep=0.05` makes every step fail that a source with token 37 has part in, and
 every encoder run slow; `encode:leak=2048` makes a server that loses 2 kB with every sentence and hypothesis,
@@ -16,6 +16,7 @@ by which a test of memory is tested.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 ENVIRONMENT = "DRAGOMAN_FAULTS"
 _PATTERN = re.compile(
     r"(?P<verb>encode|step|copy):(?P<action>raise|nan|exit|sleep=(?P<seconds>\d+(\.\d+)?)|leak=(?P<leak>\d+))"
-    r"(@(token=(?P<token>\d+)|(?P<call>\d+)(?P<later>-)?))?"
+    r"(@(token=(?P<token>\d+)|(?P<call>\d+)(?P<later>-(?P<last>\d+)?)?))?"
 )
 
 
@@ -49,7 +50,7 @@ class Fault:
     token: int | None = None
     """Of the sources that are meant; `None`: whatever the sources."""
     first: int = 1
-    last: float = float("inf")
+    last: float = math.inf
 
     @classmethod
     def parse(cls, text: str) -> Fault:
@@ -62,6 +63,9 @@ class Fault:
         if match is None:
             raise ValueError(f"{ENVIRONMENT}: {text!r} is no VERB:ACTION[@WHEN], such as step:raise@5")
         first = int(match["call"] or 1)
+        last = int(match["last"]) if match["last"] else math.inf
+        if last < first:
+            raise ValueError(f"{ENVIRONMENT}: {text!r} ends before it begins")
         return cls(
             verb=match["verb"],
             action=match["action"].partition("=")[0],
@@ -69,7 +73,7 @@ class Fault:
             leak=int(match["leak"] or 0),
             token=int(match["token"]) if match["token"] else None,
             first=first,
-            last=first if match["call"] and not match["later"] else float("inf"),
+            last=first if match["call"] and not match["later"] else last,
         )
 
 

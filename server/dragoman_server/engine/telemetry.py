@@ -162,6 +162,17 @@ class Telemetry:
         self._observer = observer
         self._lock = threading.Lock()
         self._totals = Totals()
+        self._failed_batches = 0
+
+    @property
+    def failed_batches(self) -> int:
+        """How many batches, of whatever worker, have failed in all their rows since one last did not."""
+        return self._failed_batches
+
+    def batch(self, *, failed: bool) -> None:
+        """Note a run of the network: whether it failed, or gave no row a number."""
+        with self._lock:
+            self._failed_batches = self._failed_batches + 1 if failed else 0
 
     @property
     def totals(self) -> Totals:

@@ -122,7 +122,9 @@ class Worker:
         try:
             log_probs, token_ids = self._run()
             self._extend(log_probs, token_ids)
+            self._telemetry.batch(failed=not self._decoding)
         except Exception as error:
+            self._telemetry.batch(failed=True)
             _log.exception("a decode step of %d requests failed", len(self._decoding))
             self._isolate(error)
         self._update()
@@ -191,6 +193,7 @@ class Worker:
             self._runner.reserve(replace(used, rows=self._slots.span))
             self._runner.encode(sources, slots)
         except Exception as error:
+            self._telemetry.batch(failed=True)
             _log.exception("encoding %d requests failed", len(batch))
             for held in slots:
                 self._slots.release(held)

@@ -7,6 +7,7 @@ single watcher that does not read would hold up the end of the server.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -20,7 +21,10 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """One state under several names; NOT_SERVING at first. Used from one event loop.
+    """One state under several names, and one of each model; NOT_SERVING at first. Used from one event loop.
+
+    A model's name is that of a service to ask for, too. The server is SERVING while it takes calls and all
+    its models are; a model is while the server takes calls and its network is of use.
 
     Args:
         names: Of services; the empty one stands for the whole server.
@@ -29,11 +33,21 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self, *names: str) -> None:
         self._names = frozenset(names)
         self._serving = False
+        self._models: dict[str, bool] = {}
         self._changed = asyncio.Event()
 
     def say(self, serving: bool) -> None:
         """Answer SERVING or NOT_SERVING from now on; watchers are told in the loop's next round."""
         self._serving = serving
+        self._tell()
+
+    def say_of_models(self, models: Mapping[str, bool]) -> None:
+        """From now on there are these models, SERVING or not, and no others."""
+        if models != self._models:
+            self._models = dict(models)
+            self._tell()
+
+    def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -41,9 +55,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> health_pb2.HealthCheckResponse:
         """The state now; NOT_FOUND for other names."""
-        if request.service not in self._names:
+        status = self._status(request.service)
+        if status == _Response.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        return _Response(status=self._status(request.service))
+        return _Response(status=status)
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: _Context
@@ -59,6 +74,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await changed.wait()
 
     def _status(self, name: str) -> int:
-        if name not in self._names:
+        if name in self._names:
+            well = all(self._models.values())
+        elif name in self._models:
+            well = self._models[name]
+        else:
             return int(_Response.SERVICE_UNKNOWN)
-        return int(_Response.SERVING if self._serving else _Response.NOT_SERVING)
+        return int(_Response.SERVING if self._serving and well else _Response.NOT_SERVING)

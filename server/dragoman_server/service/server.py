@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -19,7 +20,7 @@ from dragoman_server.service.translation import TranslationService
 __all__ = ["SERVICE_NAME", "GrpcServer"]
 
 SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"].full_name
-"""What health checks may ask for, besides the empty name."""
+"""What health checks may ask for, besides the empty name and those of models."""
 
 _MESSAGE_OVERHEAD = 65536
 _REFUSAL_SECONDS = 0.25
@@ -75,6 +76,13 @@ class GrpcServer:
     def set_serving(self, serving: bool) -> None:
         """Have health checks say SERVING or NOT_SERVING; calls are taken all the same."""
         self._health.say(serving=serving)
+
+    def set_models(self, models: Mapping[str, bool]) -> None:
+        """Have health checks of each model say SERVING or NOT_SERVING; calls are taken all the same.
+
+        That of the server says NOT_SERVING where one of them does.
+        """
+        self._health.say_of_models(models)
 
     async def stop(self, drain_seconds: float, delay_seconds: float = 0.0) -> bool:
         """Say NOT_SERVING, then refuse new translations, wait for those in progress, close.
