@@ -11,6 +11,7 @@ from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.scheduler import (
     MAX_ENCODER_TOKENS,
     MAX_PADDING,
+    Occupancy,
     Scheduler,
     batches_of_similar_length,
 )
@@ -233,6 +234,61 @@ def test_who_is_late_when_its_turn_comes_is_dropped_unless_nothing_else_is_done(
     assert scheduler.drop(now=1000.5) == [late]
     scheduler.add(late)
     assert scheduler.admit(NOTHING, lambda extent: True, now=1000.5) == [[late]]
+
+
+@pytest.fixture(scope="session")
+def contended(caller):
+    """One request of beam size 4 for each name, all come at 0 s."""
+
+    def make(clients):
+        scheduler = Scheduler(max_queue=100)
+        for client in clients:
+            request = caller((5,), DecodingOptions(beam_size=4)).request
+            request.client = client
+            scheduler.add(request)
+        return scheduler
+
+    return make
+
+
+def admitted_to(scheduler, occupancy, now=1.0):
+    held = Extent(sum(occupancy.by_client.values()), 1, 1)
+    batches = scheduler.admit(held, lambda extent: extent.rows <= occupancy.slots, now, occupancy=occupancy)
+    return [request.client for batch in batches for request in batch]
+
+
+def test_of_several_clients_none_fills_the_last_slots(contended):
+    scheduler = contended(["greedy"] * 12 + ["small"])
+    clients = admitted_to(scheduler, Occupancy(32))
+    assert (clients.count("greedy"), clients.count("small")) == (7, 1)
+    assert admitted_to(scheduler, Occupancy(32, {"greedy": 28})) == []
+    assert admitted_to(scheduler, Occupancy(32, {"greedy": 20})) == ["greedy"] * 2
+
+
+def test_who_holds_none_passes_a_client_that_may_have_no_more(contended):
+    scheduler = contended(["greedy"] * 12 + ["small"] * 2)
+    assert admitted_to(scheduler, Occupancy(64, {"greedy": 60})) == ["small"]
+
+
+def test_a_client_alone_fills_every_slot(contended):
+    assert admitted_to(contended(["greedy"] * 12), Occupancy(32)) == ["greedy"] * 8
+    long_ago = contended(["small"] + ["greedy"] * 12)
+    assert len(admitted_to(long_ago, Occupancy(32), now=11.0)) == 8
+
+
+def test_of_few_slots_none_is_kept_back(contended):
+    assert admitted_to(contended(["small"] + ["greedy"] * 12), Occupancy(12, {"greedy": 8})) == ["small"]
+    assert admitted_to(contended(["greedy"] * 12 + ["small"]), Occupancy(12, {"greedy": 8})) == ["greedy"]
+
+
+def test_who_holds_none_may_have_all_slots(caller, contended):
+    scheduler = contended([])
+    for client in ("small", "wide"):
+        request = caller((5,), DecodingOptions(beam_size=32 if client == "wide" else 1)).request
+        request.client = client
+        scheduler.add(request)
+    assert admitted_to(scheduler, Occupancy(32)) == ["small"]
+    assert admitted_to(scheduler, Occupancy(32)) == ["wide"]
 
 
 def test_clear_takes_the_waiting_and_the_cancelled(queued):

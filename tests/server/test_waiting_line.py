@@ -151,3 +151,15 @@ def test_the_newest_of_the_heaviest_is_found(request_of):
         if client == "b":
             expected = newest
     assert line.newest_of_heaviest() is expected
+
+
+def test_a_client_that_is_passed_keeps_its_place(request_of):
+    line = WaitingLine()
+    first, second, other, last = (request_of(client) for client in ("a", "a", "b", "c"))
+    for request in (first, second, other, last):
+        line.add(request)
+    assert line.first({"a"}) is other
+    line.serve(other)
+    assert line.first({"a", "c"}) is None
+    assert line.first() is first
+    assert served(line) == [first, last, second]

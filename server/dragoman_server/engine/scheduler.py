@@ -1,22 +1,33 @@
 """Who waits, is admitted or refused: pure policy, without arrays, threads or a clock (time is an argument).
 
 Clients take turns, those of one client are first in, first out, and while the next does not fit into the free
-slots and memory, nobody passes it: every wait is bounded. What is admitted together is encoded in batches of
-similar length. Who cannot be done by its deadline is refused before any work is spent on it.
+slots and memory, nobody passes it: every wait is bounded. While several clients come, none of them fills the
+last slots of a worker, so that others need not wait for one of its beams to end; meanwhile others pass it.
+What is admitted together is encoded in batches of similar length. Who cannot be done by its deadline is
+refused before any work is spent on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dragoman_server.engine.estimate import Estimate
-from dragoman_server.engine.messages import Request
+from dragoman_server.engine.messages import DecodingOptions, Request
 from dragoman_server.engine.runner import Extent
 from dragoman_server.engine.waiting_line import WaitingLine
 from dragoman_server.errors import DeadlineUnreachableError, QueueFullError
 
-__all__ = ["MAX_ENCODER_TOKENS", "MAX_PADDING", "Scheduler", "batches_of_similar_length", "is_expired"]
+__all__ = [
+    "MAX_ENCODER_TOKENS",
+    "MAX_PADDING",
+    "Occupancy",
+    "Scheduler",
+    "batches_of_similar_length",
+    "is_expired",
+]
 
 MAX_ENCODER_TOKENS = 512
 """Source tokens admitted before one step: bounds how long the rows that decode already stand still."""
@@ -29,6 +40,29 @@ _MIN_RETRY_SECONDS = 0.05
 _MAX_RETRY_SECONDS = 30.0
 _MARGIN = 1.5
 """Times its usual time that a request has to have left when it is admitted."""
+_CONTENTION_SECONDS = 10.0
+"""How long after requests of two clients it counts that there are two."""
+_RESERVED_SHARE = 16
+"""One slot of so many is not for those who hold others, and at least as many as a usual beam."""
+_MIN_SHARED_SLOTS = 4 * DecodingOptions().beam_size
+"""With fewer slots none is kept back: it would be too many of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """Who holds the slots of one worker."""
+
+    slots: int
+    """Of the worker, taken or free."""
+    by_client: Mapping[str, int] = field(default_factory=dict)
+    """Slots that each client holds."""
+
+    @property
+    def client_cap(self) -> int:
+        """Slots that one of several clients may hold."""
+        if self.slots < _MIN_SHARED_SLOTS:
+            return self.slots
+        return self.slots - max(self.slots // _RESERVED_SHARE, DecodingOptions().beam_size)
 
 
 def is_expired(request: Request, now: float) -> bool:
@@ -66,6 +100,8 @@ class Scheduler:
         # No waiting request expires before this.
         self._earliest_deadline = math.inf
         self._estimate = Estimate(_INITIAL_PACE)
+        self._latest_client: str | None = None
+        self._contended_until = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -105,9 +141,15 @@ class Scheduler:
                 raise QueueFullError(len(self._waiting), self.retry_after)
             self._waiting.remove(displaced)
         self._waiting.add(request)
+        self._note_client(request)
         if request.deadline is not None:
             self._earliest_deadline = min(self._earliest_deadline, request.deadline)
         return displaced
+
+    def _note_client(self, request: Request) -> None:
+        if self._latest_client not in (None, request.client):
+            self._contended_until = request.arrived + _CONTENTION_SECONDS
+        self._latest_client = request.client
 
     def _require_time(self, request: Request) -> None:
         """Refuse who would be done too late; nobody where there is no line to wait in."""
@@ -141,7 +183,12 @@ class Scheduler:
         return dropped
 
     def admit(
-        self, held: Extent, fits: Callable[[Extent], bool], now: float, share: float = math.inf
+        self,
+        held: Extent,
+        fits: Callable[[Extent], bool],
+        now: float,
+        share: float = math.inf,
+        occupancy: Occupancy | None = None,
     ) -> list[list[Request]]:
         """Take out the next requests that fit, as encoder batches.
 
@@ -154,13 +201,23 @@ class Scheduler:
             fits: Whether there is room for so much.
             now: The time.
             share: Slots at which to stop admitting; the last request may exceed it.
+            occupancy: Who holds the slots; `None` where nobody is kept from the last ones. A client that
+                holds none may have them in any case.
         """
+        cap: float = math.inf
+        if occupancy is not None and now < self._contended_until:
+            cap = occupancy.client_cap
+        holds = Counter({} if occupancy is None else occupancy.by_client)
+        at_cap: set[str] = set()
         admitted: list[Request] = []
         slots = tokens = 0
-        while slots < share and (request := self._waiting.first()) is not None:
+        while slots < share and (request := self._waiting.first(at_cap)) is not None:
             if (held.rows or admitted) and self._is_late(request, now):
                 self._waiting.remove(request)
                 self._gone.append(request)
+                continue
+            if 0 < holds[request.client] > cap - request.options.beam_size:
+                at_cap.add(request.client)
                 continue
             slots += request.options.beam_size
             tokens += len(request.source)
@@ -168,6 +225,7 @@ class Scheduler:
             if not fits(held) or (admitted and tokens > MAX_ENCODER_TOKENS):
                 break
             admitted.append(request)
+            holds[request.client] += request.options.beam_size
             self._estimate.admitted(now - request.arrived, place=self._waiting.serve(request))
         return batches_of_similar_length(admitted)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dragoman_server.engine.messages import Request
 from dragoman_server.engine.runner import Extent
-from dragoman_server.engine.scheduler import Scheduler
+from dragoman_server.engine.scheduler import Occupancy, Scheduler
 from dragoman_server.errors import ShuttingDownError
 
 __all__ = ["Intake", "SharedQueue"]
@@ -113,7 +113,14 @@ class SharedQueue:
         with self._work:
             return self._stopped
 
-    def take(self, worker: int, held: Extent, fits: Callable[[Extent], bool], now: float) -> Intake:
+    def take(
+        self,
+        worker: int,
+        held: Extent,
+        fits: Callable[[Extent], bool],
+        now: float,
+        occupancy: Occupancy | None = None,
+    ) -> Intake:
         """Take what a worker has to deal with before its next step.
 
         Workers fill up evenly: two half-full batches on two cores are faster than one full batch on one. The
@@ -124,12 +131,13 @@ class SharedQueue:
             held: What its requests may come to need.
             fits: Whether it has room for so much.
             now: The time.
+            occupancy: Who holds its slots; see `Scheduler.admit`.
         """
         with self._work:
             self._held[worker] = held.rows
             wanted = sum(self._held) + self._scheduler.waiting_slots
             share = math.ceil(wanted / len(self._held)) - held.rows
-            batches = self._scheduler.admit(held, fits, now, share)
+            batches = self._scheduler.admit(held, fits, now, share, occupancy)
             self._held[worker] += sum(request.options.beam_size for batch in batches for request in batch)
             dropped = self._scheduler.drop(now)
             self._holders |= dict.fromkeys(itertools.chain(dropped, *batches), worker)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from dragoman_server.engine.messages import Request
@@ -82,25 +82,40 @@ class WaitingLine:
         self._count += 1
         self.slots += request.options.beam_size
 
-    def first(self) -> Request | None:
-        """Who is next, and stays so until it leaves; `None` where nobody waits."""
+    def first(self, passing_over: Container[str] = ()) -> Request | None:
+        """Who is next, and stays so until it leaves; `None` where nobody waits.
+
+        Args:
+            passing_over: Clients whose turn is not now; they keep their place.
+        """
         while self._order:
             start, ticket, name = self._order[0]
             client = self._clients.get(name)
             if client is not None and client.ticket == ticket:
+                if name in passing_over:
+                    return self._first_but(passing_over)
                 self._virtual_time = max(self._virtual_time, start)
                 return next(iter(client.waiting))
             heapq.heappop(self._order)
         return None
 
+    def _first_but(self, passing_over: Container[str]) -> Request | None:
+        others = (client for name, client in self._clients.items() if name not in passing_over)
+        client = min(others, key=lambda client: (client.start, client.ticket), default=None)
+        if client is None:
+            return None
+        self._virtual_time = max(self._virtual_time, client.start)
+        return next(iter(client.waiting))
+
     def serve(self, request: Request) -> int:
-        """Take out who is next, at its client's cost; returns the place that it came to, 1 for the first."""
+        """Take out what `first` said, at its client's cost; returns the place that it came to, from 1."""
         client = self._clients[request.client]
         start = client.start + request.options.beam_size * (len(request.source) + _OVERHEAD_TOKENS)
         place = self._take(request)
         if client.waiting:
             client.start, client.ticket = start, next(self._tickets)
-            heapq.heapreplace(self._order, (start, client.ticket, request.client))
+            heapq.heappush(self._order, (start, client.ticket, request.client))
+            self._forget_stale()
         else:
             self._remember(request.client, start)
         return place
@@ -136,6 +151,9 @@ class WaitingLine:
             self._served[name] = start
             if len(self._served) > _MAX_SERVED:
                 self._served.popitem(last=False)
+        self._forget_stale()
+
+    def _forget_stale(self) -> None:
         if len(self._order) > 2 * len(self._clients) + _MIN_STALE:
             self._order = [(one.start, one.ticket, name) for name, one in self._clients.items()]
             heapq.heapify(self._order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from dragoman_server.engine.answers import Answers
 from dragoman_server.engine.messages import Failed, Finished, Progress, Request, Timing
 from dragoman_server.engine.quarantine import Quarantine, Suspect
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, Runner
-from dragoman_server.engine.scheduler import is_expired
+from dragoman_server.engine.scheduler import Occupancy, is_expired
 from dragoman_server.engine.search import Beam, Search
 from dragoman_server.engine.shared_queue import SharedQueue
 from dragoman_server.engine.slots import SlotPool
@@ -139,7 +140,7 @@ class Worker:
                 self._encode([suspect.request], suspect.admitted, suspect.progress)
         # Who is in quarantine shares no step with anybody who is not.
         fits = _no_room if self._quarantine.is_open else self._runner.fits
-        intake = self._queue.take(self._number, self._promised(), fits, now)
+        intake = self._queue.take(self._number, self._promised(), fits, now, self._occupancy())
         for request in intake.dropped:
             # Neither cancelled nor expired: it would not be done in time.
             late = DeadlineUnreachableError(self._queue.retry_after)
@@ -165,6 +166,12 @@ class Worker:
             max((request.max_output_tokens for request in requests), default=0),
             max((len(request.source) for request in requests), default=0),
         )
+
+    def _occupancy(self) -> Occupancy:
+        by_client: Counter[str] = Counter()
+        for decoding in self._decoding:
+            by_client[decoding.request.client] += decoding.beam.size
+        return Occupancy(self._slots.size, by_client)
 
     def _used(self) -> Extent:
         """What they need for the next step, gaps between their slots included."""
