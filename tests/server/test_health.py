@@ -78,6 +78,18 @@ def test_watchers_are_told_of_every_change(model: Any, engine: Any) -> None:
     asyncio.run(run())
 
 
+def test_every_name_is_listed_with_its_state(model: Any, engine: Any) -> None:
+    async def run() -> None:
+        async with loading(model(engine)) as (server, channel):
+            for expected in (NOT_SERVING, SERVING):
+                statuses = (await HealthStub(channel).List(health_pb2.HealthListRequest())).statuses
+                listed = {name: response.status for name, response in statuses.items()}
+                assert listed == {"": expected, SERVICE_NAME: expected}
+                server.open()
+
+    asyncio.run(run())
+
+
 def test_an_unknown_service_is_said_to_be_one(model: Any, engine: Any) -> None:
     async def run() -> None:
         async with loading(model(engine)) as (_, channel):
