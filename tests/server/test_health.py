@@ -107,6 +107,19 @@ def test_each_model_has_a_state_of_its_own(model: Any, engine: Any) -> None:
     asyncio.run(run())
 
 
+def test_every_name_is_listed_with_its_state(model: Any, engine: Any) -> None:
+    async def run() -> None:
+        async with loading(model(engine)) as (server, channel):
+            server.set_models({"shout": True})
+            for expected in (NOT_SERVING, SERVING):
+                statuses = (await HealthStub(channel).List(health_pb2.HealthListRequest())).statuses
+                listed = {name: response.status for name, response in statuses.items()}
+                assert listed == {"": expected, SERVICE_NAME: expected, "shout": expected}
+                server.open()
+
+    asyncio.run(run())
+
+
 def test_an_unknown_service_is_said_to_be_one(model: Any, engine: Any) -> None:
     async def run() -> None:
         async with loading(model(engine)) as (_, channel):

@@ -60,6 +60,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return _Response(status=status)
 
+    async def List(  # noqa: N802
+        self, request: health_pb2.HealthListRequest, context: _Context
+    ) -> health_pb2.HealthListResponse:
+        """The state now of every name."""
+        statuses = {name: _Response(status=self._status(name)) for name in (*self._names, *self._models)}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
