@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dragoman_export.graphs import DecodeStepGraph
+from dragoman_export.graphs import DecodeStepGraph, EncoderGraph
 from dragoman_model.reference import forced_log_probs
 from dragoman_model.transformer import DecoderLayer, Transformer
 from dragoman_server.special_ids import SpecialIds
@@ -22,12 +22,17 @@ _OURS = SpecialIds()
 _Note = Callable[[nn.Linear, Tensor, Tensor], None]
 
 
-def input_peaks(model: Transformer, pairs: Pairs, special: SpecialIds = _OURS) -> dict[nn.Linear, float]:
-    """The largest absolute input of every linear layer while `model`, in evaluation mode, reads `pairs`."""
-    peaks: dict[nn.Linear, float] = {}
+def input_peaks(model: Transformer, pairs: Pairs, special: SpecialIds = _OURS) -> dict[nn.Linear, Tensor]:
+    """The largest absolute inputs of every linear layer while `model`, in evaluation mode, reads `pairs`.
+
+    Returns:
+        For every channel: `[in]`.
+    """
+    peaks: dict[nn.Linear, Tensor] = {}
 
     def note(layer: nn.Linear, x: Tensor, _: Tensor) -> None:
-        peaks[layer] = max(peaks.get(layer, 0.0), x.abs().max().item())
+        largest = x.abs().flatten(0, -2).amax(0)
+        peaks[layer] = torch.maximum(peaks.get(layer, largest), largest)
 
     _watch(model, [layer for layer in model.modules() if isinstance(layer, nn.Linear)], pairs, special, note)
     return peaks
@@ -75,10 +80,10 @@ def _watch(
             handle.remove()
 
 
-def by_bias(graph: DecodeStepGraph, peaks: Mapping[nn.Linear, float]) -> dict[str, float]:
-    """The peaks of a graph's linear layers by the names of their biases, as the ONNX file has them."""
+def by_bias(graph: EncoderGraph | DecodeStepGraph, peaks: Mapping[nn.Linear, Tensor]) -> dict[str, float]:
+    """The largest peak of each linear layer of a graph, by the name of its bias in the ONNX file."""
     named = {
-        f"{name}.bias": peaks[layer]
+        f"{name}.bias": peaks[layer].max().item()
         for name, layer in graph.named_modules()
         if isinstance(layer, nn.Linear) and layer in peaks
     }

@@ -11,7 +11,7 @@ from dragoman_model.checkpoint import Checkpoint
 __all__ = ["Sources", "calibration_sources"]
 
 _SENTENCES = 32
-_SCALE_SENTENCES = 64
+_SCALE_SENTENCES = 256
 _LONGEST = 24
 _ORDINARY = 10
 _SEED = 1

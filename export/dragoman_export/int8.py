@@ -3,9 +3,10 @@
 Activations become integers by one of two kinds of scale. Row-wise: every row gets a scale of its own, from
 its largest entry, when it is multiplied, which suits any model and costs seven nodes a layer. Static: every
 layer's scale is fixed by the largest input it was seen to have, which costs one node and saturates what is
-larger. Either way weights have a scale for each column, and what a row becomes does not depend on the rows
-beside it; sums of integers do not depend on their order. The runtime's kernel wants unsigned activations and
-signed weights (`MatMulIntegerToFloat`). Norms, softmax and the residual sums stay in float32.
+larger; `smoothing.py` makes inputs suit it. Either way weights have a scale for each column, and what a row
+becomes does not depend on the rows beside it; sums of integers do not depend on their order. The runtime's
+kernel wants unsigned activations and signed weights (`MatMulIntegerToFloat`). Norms, softmax and the residual
+sums stay in float32.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _UNSIGNED_LEVELS = 255.0  # of inputs that are never negative, whose zero point 
 _TINY = 1e-8  # a column of zeros has a scale too
 _MASKED_PRODUCT = -1e30  # still far below every logit when it is multiplied by a row's largest entry
 _TABLES_LEFT = "positions"
+_ATTENTION = "GroupQueryAttention"
 
 
 def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -55,6 +57,7 @@ def quantise(model: onnx.ModelProto, peaks: Mapping[str, float] | None = None) -
             scales, the others row-wise ones.
     """
     _Rewriter(model.graph, peaks or {}).rewrite()
+    _drop_turns(model.graph)
     if all(entry.domain != _CONTRIB for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
 
@@ -233,12 +236,11 @@ class _Rewriter:
         is multiplied in its own way, and rows are read faster than columns.
         """
         table, ids = node.input[0], node.input[1]
-        columns, scales = self._weight(table, transposed=True)  # [d_model, vocabulary]
+        columns, column_scales = self._weight(table, transposed=True)  # [d_model, vocabulary]
         rows = self._constant(f"{table}.rows", self._constants[columns].T)
-        last = self._constant("last_axis", np.array([-1], np.int64))
+        scales = self._constant(f"{table}.row_scales", self._constants[column_scales][:, None])
         floats = self._node("Cast", [self._node("Gather", [rows, ids])], to=onnx.TensorProto.FLOAT)
-        scale = self._node("Unsqueeze", [self._node("Gather", [scales, ids]), last])
-        self._node("Mul", [floats, scale], node.output[0])
+        self._node("Mul", [floats, self._node("Gather", [scales, ids])], node.output[0])
 
     def _weight(self, name: str, transposed: bool) -> tuple[str, str]:
         """The names of a weight's integers `[in, out]` and scales `[out]`."""
@@ -266,3 +268,45 @@ class _Rewriter:
         output = output or f"int8.{kind}.{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, [output], domain=domain, **attributes))
         return output
+
+
+def _drop_turns(graph: onnx.GraphProto) -> None:
+    """Keep the activations of a decode step `[rows, 1, width]` throughout, as its attentions want them.
+
+    A float graph has `[rows, width]`, and turns to and fro around each attention, because float products add
+    their bias on matrices alone. Integer ones do so at any rank, and every node costs.
+
+    Args:
+        graph: Changed in place; an encoder has no such turns, and stays as it is.
+    """
+    attentions = [node for node in graph.node if node.op_type == _ATTENTION]
+    makes = {node.output[0]: node for node in attentions}
+    takes = {name for node in attentions for name in node.input[:3] if name}
+    takes |= {node.input[0] for node in graph.node if node.op_type == "Slice" and node.output[0] in takes}
+    same: dict[str, str] = {}
+    axis = ""
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        source, target = node.input[0], node.output[0]
+        if node.op_type == "Squeeze" and source in makes:
+            makes[source].output[0] = target  # the name by which it is known elsewhere
+        elif (node.op_type == "Squeeze" and source == "token") or (
+            node.op_type == "Unsqueeze" and target in takes
+        ):
+            same[target], axis = source, node.input[1]
+        # Positions are looked up by row, and scores are ranked by row.
+        elif node.op_type == "Gather" and node.input[1] == "length":
+            kept.append(helper.make_node("Unsqueeze", ["length", axis], ["int8.length"]))
+            kept.append(helper.make_node("Gather", [source, "int8.length"], [target]))
+        elif node.op_type == "LogSoftmax":
+            kept.append(helper.make_node("Squeeze", [source, axis], ["int8.scores"]))
+            node.input[0] = "int8.scores"
+            kept.append(node)
+        else:
+            kept.append(node)
+    if not axis:
+        return
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.value_info[:]  # their shapes are no longer true

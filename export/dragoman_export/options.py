@@ -47,7 +47,7 @@ class ExportOptions:
     """Translations of the calibration text, line by line: all of it is translated in every precision, and
     BLEU and chrF show what rounding costs."""
     int8_scales: Int8Scales = "auto"
-    """How the decode step's activations become integers: by a scale for each row, or by static ones, taken
+    """How activations become integers: by a scale for each row, or by static ones, taken
     from the calibration text, which are faster, most so for small models, and may change more of what is
     said. auto times both here, and takes static ones that cost next to nothing."""
     provenance: str | None = None

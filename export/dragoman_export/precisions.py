@@ -14,10 +14,11 @@ from dragoman_export.activation_peaks import by_bias, input_peaks, state_peaks
 from dragoman_export.calibration import Sources
 from dragoman_export.description import graph_files
 from dragoman_export.fp16 import fp16_state, halve
-from dragoman_export.graphs import DecodeStepGraph, state_tensors
+from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, state_tensors
 from dragoman_export.int8 import quantise
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
 from dragoman_export.options import ExportOptions, Precision
+from dragoman_export.smoothing import smoothed
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import Checkpoint
@@ -67,24 +68,30 @@ class FloatGraphs:
         """Encoder and decode step."""
         return self.encoder, self.decode_step
 
+    def smoothed(self, sources: Sequence[Sequence[int]]) -> FloatGraphs:
+        """Those of a model that says the same, and whose activations suit static scales better.
+
+        Args:
+            sources: Which show how large activations become.
+        """
+        checkpoint = self.checkpoint
+        peaks = input_peaks(checkpoint.model, translations(self.reference, sources), checkpoint.special)
+        model = smoothed(checkpoint.model, peaks)
+        return FloatGraphs.of(TorchReference(dataclasses.replace(checkpoint, model=model)))
+
     def quantised(
-        self, inputs: Mapping[nn.Linear, float], state: Mapping[str, Tensor]
+        self, inputs: Mapping[nn.Linear, Tensor], state: Mapping[str, Tensor]
     ) -> tuple[bytes, bytes]:
         """Both as integers, given how large activations become.
 
-        The encoder's scales are always row-wise: it runs once a sentence, over so many rows that nodes cost
-        little, and static scales there lose more than in all of the decoder.
-
         Args:
-            inputs: The largest inputs of those layers of the decode step that are to have static scales.
+            inputs: The largest inputs, `input_peaks`, of those layers that are to have static scales.
             state: The largest keys and values, `state_peaks`.
         """
+        model, never = self.checkpoint.model, self.checkpoint.special.never
         encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
-        quantise(encoder)
-        quantise(
-            decode_step,
-            by_bias(DecodeStepGraph(self.checkpoint.model, self.checkpoint.special.never), inputs),
-        )
+        quantise(encoder, by_bias(EncoderGraph(model), inputs))
+        quantise(decode_step, by_bias(DecodeStepGraph(model, never), inputs))
         scales = {name: cache_scales(peaks.numpy()) for name, peaks in state.items()}
         round_memories(encoder, scales)
         take_integers(decode_step, scales)

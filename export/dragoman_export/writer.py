@@ -76,7 +76,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
 
         def prove(precision: Precision, scales: Scales) -> _Candidate:
             """Make a precision's graphs, write them as a bundle with those that are proved, check them."""
-            graphs, contents = graphs_of(floats, precision, sources, scales)
+            ours = floats.smoothed(sources.scales) if scales == "static" else floats
+            graphs, contents = graphs_of(ours, precision, sources, scales)
             together = {**files, **contents}
             manifest = describe(
                 loaded, name, out.name, together, {**precisions, precision: graphs}, scores, options
@@ -85,14 +86,12 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = _DEF
             bundle = Bundle.open(folder)
             require_tokenizers(loaded, bundle)
             with _naming(
-                precision, lambda: wrong_weight or computing_fault(loaded.model, floats.both, sample)
+                precision, lambda: wrong_weight or computing_fault(ours.checkpoint.model, ours.both, sample)
             ):
                 graphs_loaded = load_ungated(bundle, precision, threads=1)
                 gate = _gate(reference, graphs_loaded, precision, sources)
             proved = _Candidate(graphs, contents, graphs_loaded, gate)
-            return dataclasses.replace(
-                proved, fault=wrong_weight or _fault(floats, proved, precision, sample)
-            )
+            return dataclasses.replace(proved, fault=wrong_weight or _fault(ours, proved, precision, sample))
 
         *_, last = wanted = [known for known in get_args(Precision) if known in options.precision]
         for precision in wanted:
