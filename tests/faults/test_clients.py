@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
 
 from dragoman.v1.translation_pb2 import DecodingOptions, TranslateStreamRequest
@@ -19,6 +21,7 @@ from dragoman.v1.translation_pb2 import DecodingOptions, TranslateStreamRequest
 # Several hypotheses of a long text: more than HTTP/2 has a server send to a client that does not read.
 LONG = ("The man who reads a book sees the woman who sings, and the dog sees the cat. " * 400)[:30_000]
 REQUEST = TranslateStreamRequest(text=LONG, options=DecodingOptions(beam_size=4, n_best=4))
+SHORT = "He sings in the garden because he is happy, and the woman reads a book."
 NARROW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
 """Has a client take no more than it reads."""
 CALLER = f"""
@@ -63,6 +66,62 @@ def test_readers_that_never_read_are_given_up(serving, figures, full) -> None:
             server.wait_until(lambda: not any(server.held().values()), "all given up", 300)
             assert {status(call) for call in calls} == {"CANCELLED"}
     figures("readers that never read", "streams ended by the server", f"{readers} of {readers}", "all")
+
+
+@contextlib.contextmanager
+def streams(server, count: int, *, read: bool) -> Iterator[None]:
+    """So many streams of a long text in progress, each on a connection of its own, read to the end or not."""
+    with ThreadPoolExecutor(count) as pool, contextlib.ExitStack() as stack:
+        stubs = [stack.enter_context(server.stub(*NARROW)) for _ in range(count)]
+        calls = [stub.TranslateStream(REQUEST) for stub in stubs]  # no deadline that refuses them
+        for call in calls:
+            stack.callback(call.cancel)
+        server.wait_until(lambda: server.held()["calls_in_progress"] == count, "all calls begun")
+        if read:
+            pool.map(status, calls)
+        time.sleep(2.0)  # more than their windows take has been written
+        yield
+        # Those that nobody reads have not been given up meanwhile.
+        assert read or server.held()["calls_in_progress"] == count
+    server.wait_until(lambda: not any(server.held().values()), "nothing in progress", 60)
+
+
+def gaps(stub, seconds: float) -> list[float]:
+    """Times between the tokens of streams of a short text, one stream at a time, in seconds."""
+    request, found = TranslateStreamRequest(text=SHORT, options=DecodingOptions(beam_size=1)), []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        reply = stub.TranslateStream(request, timeout=600)
+        times = [time.monotonic() for message in reply if message.text_delta]
+        found += [later - earlier for earlier, later in itertools.pairwise(times)]
+    return found
+
+
+def test_readers_that_never_read_slow_nobody(serving, figures, full) -> None:
+    """Steps of 20 ms: what is seen is the server's, not that its callers have the same cores."""
+    readers, rounds, seconds = (20, 5, 6.0) if full else (4, 1, 1.0)
+    slow = {"DRAGOMAN_FAULTS": "step:sleep=0.02"}
+    found: dict[str, list[float]] = {"alone": [], "read": [], "unread": []}
+    with (
+        serving("--write-seconds", 120, "--max-queue", 100_000, environment=slow) as server,
+        server.stub() as stub,
+    ):
+        for _ in range(rounds):
+            found["alone"] += gaps(stub, seconds)
+            for name in ("read", "unread"):
+                with streams(server, readers, read=name == "read"):
+                    found[name] += gaps(stub, seconds)
+        assert server.translation() == server.usual
+    latest = {name: float(np.percentile(some, 99)) for name, some in found.items()}
+    for name in ("alone", "read"):
+        figures(
+            f"time between tokens beside {readers} streams nobody reads: 99th percentile",
+            *(f"against {name}", f"{latest['unread'] / latest[name]:.2f} ({latest['unread'] * 1e3:.1f} ms)"),
+            "1.1",
+        )
+    assert all(found.values())
+    if full:
+        assert latest["unread"] <= 1.1 * latest["read"]
 
 
 @contextlib.contextmanager
