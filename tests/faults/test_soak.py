@@ -34,9 +34,8 @@ def test_a_leak_is_found(tmp_path: Path, full, figures) -> None:
     """In full: 2 kB a sentence, by the bound of the great soak."""
     leak = ("--requests", 20_000, "--leak", 2048) if full else ("--requests", 1000, "--leak", 65536, *FEW)
     done = run(*leak, "--out", tmp_path / "soak.json")
-    [finding] = done.stdout.splitlines()[-1:]
     assert done.returncode == 1, done.stdout + done.stderr[-2000:]
-    assert finding.startswith("memory grows by ")
+    [finding] = [line for line in done.stdout.splitlines() if line.startswith("memory grows by ")]
     assert "unexpected" not in done.stdout
     figures(f"a leak of {leak[3]} bytes a sentence", "found", finding, "must be")
 
@@ -48,7 +47,7 @@ def recorded(**others: Any) -> dict[str, Any]:
         {
             "requests": 2500 * number,
             "memory_mb": 200.0 + (number % 3) + leak * number,
-            "descriptors": 15 if number < 80 else descriptors,
+            "descriptors": 15 if number < 70 else descriptors,
             "threads": 11,
             "tasks": 12,
         }
@@ -74,7 +73,7 @@ def recorded(**others: Any) -> dict[str, Any]:
             },
             [
                 "unexpected: short: CHANGED",
-                "descriptors: 16 in the second half, 15 at most in the first",
+                "descriptors: 16 or more all the last tenth, 15 at most in the first half",
                 "left behind: 2 slots_in_use",
                 "the usual translation is another than before",
                 "the server ended with 1",
