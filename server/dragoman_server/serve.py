@@ -22,6 +22,7 @@ from typing import Annotated, TextIO
 from cyclopts import Parameter
 
 from dragoman_server.config import ServerConfig
+from dragoman_server.engine.onnx_cuda import cuda_device, require_cuda
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
 from dragoman_server.memory import keep_little_freed
@@ -51,6 +52,9 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
         The exit code: 0 where every accepted call was finished, else 1.
     """
     set_up_logging(config.log_format)
+    if config.device == "cuda":
+        require_cuda()
+        _log.info("networks run on cuda: %s", cuda_device())
     # More than can run at once do not help, and every one keeps its own share of what is freed.
     keep_little_freed(max(_LEAST_ARENAS, choose_threads()))
     code = asyncio.run(_serve(config, json))
