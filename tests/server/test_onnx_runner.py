@@ -248,6 +248,15 @@ def test_a_device_takes_what_it_needs_at_once_or_says_so(bundle: Bundle) -> None
         DeviceRunner(model, MAX_ROWS, 1000)
 
 
+def test_a_device_rounds_steps_up_to_few_shapes(bundle: Bundle) -> None:
+    runner = DeviceRunner(load_model(bundle), MAX_ROWS, top_ks=(1, 8))
+    runner.encode([SOURCE] * MAX_ROWS, [[row] for row in range(MAX_ROWS)])
+    for rows, top_k in ((1, 1), (3, 1), (4, 1), (3, 2), (4, 8), (17, 1), (20, 1), (3, 9)):
+        log_prob, token_id = runner.step(np.full(rows, 2), np.zeros(rows, np.int64), top_k)
+        assert log_prob.shape == token_id.shape == (rows, top_k)
+    assert sorted(runner._buckets) == [(1, 40, 1), (4, 40, 1), (4, 40, 8), (4, 40, 9), (20, 40, 1)]
+
+
 def test_the_runtime_reports_to_nobody(bundle: Bundle, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path

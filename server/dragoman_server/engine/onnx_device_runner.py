@@ -255,7 +255,7 @@ class DeviceRunner:
         return _Shape(
             _at_least(rows, _row_sizes(self._limits.max_rows)),
             _at_least(length, _sizes(_LEAST_LENGTH, longest)),
-            _at_least(top_k, [*self._top_ks, top_k]),
+            _at_least(top_k, self._top_ks) if top_k <= self._top_ks[-1] else top_k,
         )
 
     def _bucket(self, shape: _Shape) -> _Bucket:
