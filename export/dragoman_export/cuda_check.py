@@ -1,4 +1,4 @@
-"""Whether a graph can run on CUDA, captured: by its operators, their types and where they read, without a GPU.
+"""Whether a graph can run on CUDA, captured: by its operators, their types and where they read.
 
 A graph is captured only where every node has a kernel for CUDA, none has branches, and nothing passes between
 the device's memory and the host's on the way. ONNX Runtime would put what has no kernel on the CPU instead,
@@ -38,8 +38,8 @@ _KERNELS: Mapping[tuple[str, str], frozenset[int]] = {
     (_MICROSOFT, "GroupQueryAttention"): frozenset({_HALF}),
     (_MICROSOFT, "SkipLayerNormalization"): _FLOATS,
 }
-"""Types of the first input for which the CUDA provider of onnxruntime-gpu 1.31.1 registers a kernel, in opset 21;
-of the operators that our graphs have, and of the types that they have."""
+"""Types of the first input for which the CUDA provider of onnxruntime-gpu 1.31.1 registers a kernel, in opset
+21; of the operators that our graphs have, and of the types that they have."""
 
 _HOST_INPUTS: Mapping[str, frozenset[int]] = {
     "GroupQueryAttention": frozenset({6}),

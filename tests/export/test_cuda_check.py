@@ -105,7 +105,5 @@ def test_what_does_not_run_on_cuda_is_not_exported_for_it(
     plain: tuple[Path, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dragoman_export.precisions.halve", lambda model: None)
-    with pytest.raises(
-        ExportError, match="fp16 graphs would not run on CUDA: GroupQueryAttention .* for float"
-    ):
+    with pytest.raises(ExportError, match=r"not run on CUDA: GroupQueryAttention .* for float"):
         export_checkpoint(plain[0], tmp_path / "tiny" / "1", ExportOptions(precision=("fp16",)))
