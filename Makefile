@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test faults test-gpu bench-gpu soak demo protos wheel-test bench clean
+.PHONY: help setup check format test faults test-gpu bench-gpu soak demo protos lock wheel-test bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ demo: setup  ## the whole way in miniature: train, export, serve, translate, loa
 
 protos: setup  ## generate the gRPC stubs anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/generate_stubs.sh
+
+lock:  ## pin anew what the images in docker/ install
+	sh scripts/lock.sh
 
 wheel-test: setup  ## serve from the built wheel, in an environment without torch
 	$(BIN)/python scripts/wheel_test.py

@@ -3,7 +3,7 @@
 python benchmarks/gpu.py --out .build/gpu [--device cuda] [--shapes base small] [--rows 1 8 64 256 512]
 
 Weights are random: every system decodes the same number of tokens from the same sources, and nobody ends
-early. All run in one process, in turns; figures are medians. `--device cpu` tries the script where there is no
+early. All run in one process, in turns; figures are medians. `--device cpu` tries the script without a
 GPU, and says nothing of speed. Writes bench.json and bench.md, where a system that cannot run is named, with
 the reason.
 """

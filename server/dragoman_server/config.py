@@ -110,6 +110,11 @@ class ServerConfig(CallLimits):
     """Address that it listens on: whoever reaches it decides what is served."""
     admin_tokens: Path | None = None
     """File of those who may administer; without it, everybody who reaches the port may."""
+    health_port: int | None = None
+    """Port that answers health checks alone, in plaintext and without a token, for probes that have neither,
+    such as those of Kubernetes; 0 for any free one; by default there is none."""
+    health_host: str = "127.0.0.1"
+    """Address that it listens on."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
     drain_delay_seconds: float = 0.0
@@ -133,7 +138,7 @@ class ServerConfig(CallLimits):
         for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib", "failed_batches"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
-        for flag in ("admin_port", "metrics_port"):
+        for flag in ("admin_port", "health_port", "metrics_port"):
             if getattr(self, flag) is not None:
                 _require_port(flag, getattr(self, flag))
         for flag in (
