@@ -6,11 +6,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 OUT ?= bench
+# One with onnxruntime-gpu in place of onnxruntime: docs/gpu.md.
+GPU_PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test faults soak demo protos wheel-test bench clean
+.PHONY: help setup check format test faults test-gpu bench-gpu soak demo protos lock wheel-test bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,7 +41,13 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest
 
 faults: setup  ## real servers under overload, faults, hostile and lost clients; writes .build/faults.json
-	DRAGOMAN_FAULT_SUITE=full $(BIN)/python -m pytest tests/faults
+	DRAGOMAN_FAULT_SUITE=full DRAGOMAN_FIGURES=.build/faults.json $(BIN)/python -m pytest tests/faults
+
+test-gpu:  ## what only a GPU can show, with the environment's python; writes .build/gpu/tests.json
+	DRAGOMAN_GPU=required DRAGOMAN_FIGURES=.build/gpu/tests.json $(GPU_PYTHON) -m pytest -m gpu tests
+
+bench-gpu:  ## speed on a GPU, beside torch, Transformers and CTranslate2; .build/gpu/bench.json and bench.md
+	$(GPU_PYTHON) benchmarks/gpu.py --out .build/gpu
 
 soak: setup  ## 200,000 requests and faults of all kinds on one server, whose memory may not grow; .build/soak.json
 	$(BIN)/python tests/faults/soak.py --requests 200000 --out .build/soak.json
@@ -49,6 +57,9 @@ demo: setup  ## the whole way in miniature: train, export, serve, translate, loa
 
 protos: setup  ## generate the gRPC stubs anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/generate_stubs.sh
+
+lock:  ## pin anew what the images in docker/ install
+	sh scripts/lock.sh
 
 wheel-test: setup  ## serve from the built wheel, in an environment without torch
 	$(BIN)/python scripts/wheel_test.py

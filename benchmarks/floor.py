@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dragoman_server.engine.onnx_runner import LoadedModel, session_options
+from dragoman_server.engine.onnx_sessions import LoadedModel, session_options
 
 _ROWS, _INNER, _COLUMNS = 256, 1024, 4096
 _BYTES = 512 * 2**20

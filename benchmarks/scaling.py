@@ -22,7 +22,8 @@ import numpy as np
 
 from dragoman_loadtest.machine import describe_machine
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import LoadedModel, load_model
 from dragoman_server.engine.runner import Extent
 from floor import Floor, measure
 from serving import DRAGOMAN, served

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, session_options
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import LoadedModel, session_options
 
 STEPS = 30
 

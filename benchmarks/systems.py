@@ -18,7 +18,8 @@ import dragoman
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine import DecodingOptions, Engine, Event, Finished, Request
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.special_ids import BOS_ID, EOS_ID
 from serving import served

@@ -56,6 +56,7 @@ class TorchTransformer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         causal = nn.Transformer.generate_square_subsequent_mask(batch.target_in.size(1)).isinf()
+        causal = causal.to(batch.target_in.device)
         hidden = self.transformer(
             self.embed(batch.source),
             self.embed(batch.target_in),

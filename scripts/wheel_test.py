@@ -19,6 +19,8 @@ SHIPPED = {
     "dragoman_loadtest/report/page.html",
     "dragoman_server/starter_models/en-de/1/bundle.json",
 }
+LOCK, LOCKED_FOR = Path("docker/requirements.txt"), (3, 11)
+MAX_MB = 400
 CALLS = """
 import dragoman, json, subprocess, sys, time
 started = time.monotonic()
@@ -56,7 +58,7 @@ def main() -> None:
     environment = folder / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[server]")
+    install(python, wheel)
     for name, must_import in (
         ("torch", False),
         ("onnx", False),
@@ -66,9 +68,33 @@ def main() -> None:
         imported = subprocess.run([python, "-c", f"import {name}"], stderr=subprocess.DEVNULL).returncode == 0
         if imported is not must_import:
             sys.exit(f"{name} {'can' if imported else 'cannot'} be imported in the wheel's environment")
+    size = installed_bytes(environment) / 1e6
+    print(f"the package and what it needs to serve: {size:.0f} MB, {MAX_MB} at most")
+    if size > MAX_MB:
+        sys.exit("that is too much")
     path = f"{environment / 'bin'}:/usr/bin:/bin"
     for flags in ((), ("--models", models.resolve())):
         subprocess.run([python, "-c", CALLS, *flags], check=True, cwd=folder, env={"PATH": path})
+
+
+def install(python: Path, wheel: Path) -> None:
+    """What the image installs, where this is the Python of the image; else what the package asks for."""
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile")
+    if sys.version_info[:2] == LOCKED_FOR:
+        run(*pip, "--require-hashes", "--requirement", LOCK)
+        run(*pip, "--no-deps", wheel)
+    else:
+        run(*pip, f"{wheel}[server]")
+
+
+def installed_bytes(environment: Path) -> int:
+    """Of all files below the environment's packages, but for those that installed them."""
+    [packages] = environment.glob("lib/*/site-packages")
+    files = (path for path in packages.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    tools = ("pip", "setuptools")
+    return sum(
+        path.stat().st_size for path in files if not path.relative_to(packages).parts[0].startswith(tools)
+    )
 
 
 def run(*words: object) -> None:

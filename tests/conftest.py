@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +294,37 @@ def stranger(tmp_path: Path) -> Authority:
     """Whom nobody trusts."""
     (tmp_path / "stranger").mkdir()
     return Authority(tmp_path / "stranger")
+
+
+@dataclass
+class Figures:
+    """What the cases of one run have counted and measured."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def __call__(self, case: str, figure: str, value: float | str, bound: str = "") -> None:
+        """Note one figure; `bound` says in words what was to hold."""
+        self.rows.append({"case": case, "figure": figure, "value": value, "bound": bound})
+
+
+_FIGURES = Figures()
+
+
+@pytest.fixture(scope="session")
+def figures() -> Figures:
+    """`figures("readers that never read", "others' p99 / ms", 12.3, "at most 10 % above 11.9")`."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures, and write them to the file that DRAGOMAN_FIGURES names."""
+    if not _FIGURES.rows:
+        return
+    terminalreporter.section("figures")
+    for row in _FIGURES.rows:
+        bound = f"  ({row['bound']})" if row["bound"] else ""
+        terminalreporter.write_line(f"{row['case']}: {row['figure']}: {row['value']}{bound}")
+    if "DRAGOMAN_FIGURES" in os.environ:
+        file = Path(os.environ["DRAGOMAN_FIGURES"])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(_FIGURES.rows, indent=2) + "\n")

@@ -50,8 +50,8 @@ _app.command("dragoman_server.cli_inspect:inspect", name="inspect", help="Show w
 _app.command("dragoman_server.serve:serve", name="serve", help="Serve bundles over gRPC.")
 _app.command("dragoman_server.cli_token:token", name="token", help="Make a token for a server's callers.")
 _app.command("dragoman.cli_translate:translate", name="translate", help="Translate text with a server.")
-_app.command("dragoman.cli_health:health", name="health", help="Ask whether a server takes calls.")
 _app.command("dragoman.cli_models:app", name="models", help="List, load and roll out a server's models.")
+_app.command("dragoman.cli_health:health", name="health", help="Ask a server whether it is serving.")
 _app.command("dragoman_loadtest.top.cli:top", name="top", help="Watch a running server in the terminal.")
 _app.command("dragoman_loadtest.cli:app", name="loadtest", help="Load test a server.")
 

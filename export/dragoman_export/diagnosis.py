@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dragoman_export.graphs import MASKED_LOGIT
 from dragoman_export.parts import Part, Side, graph_parts, in_words
 from dragoman_model.transformer import DecoderState, Transformer
-from dragoman_server.engine.onnx_runner import graph_values
+from dragoman_server.engine.onnx_sessions import graph_values
 
 __all__ = ["MAX_ROUNDING", "Forced", "GraphPair", "computing_fault", "rounding_fault"]
 

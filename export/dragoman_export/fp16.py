@@ -19,7 +19,9 @@ from dragoman_server.state_tensor import StateTensor
 
 __all__ = ["fp16_state", "halve"]
 
-_NORM = "LayerNormalization"
+_NORM, _ATTENTION = "LayerNormalization", "GroupQueryAttention"
+_PAST_KEY = 3
+"""Its place among the inputs of attention."""
 
 
 def fp16_state(state: Iterable[StateTensor]) -> tuple[StateTensor, ...]:
@@ -60,6 +62,9 @@ class _Halver:
             elif node.op_type == "Gemm" and node.output[0] in scores:
                 self._scores(node)
             else:
+                if node.op_type == _ATTENTION and not node.input[_PAST_KEY]:
+                    # On CUDA the kernel writes keys and values out where it is not given any.
+                    node.output.extend([f"{node.output[0]}.key", f"{node.output[0]}.value"])
                 self._nodes.append(node)
                 if self._single.intersection(node.input):
                     self._single.update(node.output)

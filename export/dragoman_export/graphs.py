@@ -94,9 +94,10 @@ class DecodeStepGraph(nn.Module):
     Args:
         model: Whose weights to use.
         masked_ids: Tokens that must never follow: padding and start symbol.
+        block: In which the best continuations are searched, see `operators.best`.
     """
 
-    def __init__(self, model: Transformer, masked_ids: Sequence[int]) -> None:
+    def __init__(self, model: Transformer, masked_ids: Sequence[int], block: int = 0) -> None:
         super().__init__()
         self.decoder = model.decoder
         own = model.decoder.output.bias
@@ -104,7 +105,7 @@ class DecodeStepGraph(nn.Module):
         bias[list(masked_ids)] = MASKED_LOGIT
         self.output_bias: Tensor
         self.register_buffer("output_bias", bias)
-        self.block = search_block(model.config.target_vocabulary_size)
+        self.block = block
 
     def forward(
         self,

@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import LoadedModel
 from dragoman_server.manifest import Gate
 
 __all__ = ["MAX_EXTRA_LOSS", "prefers_static"]

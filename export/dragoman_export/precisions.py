@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from dragoman_export.activation_peaks import by_bias, input_peaks, state_peaks
 from dragoman_export.calibration import Sources
+from dragoman_export.cuda_check import STEP_HOST_INPUTS, cuda_findings
 from dragoman_export.description import graph_files
 from dragoman_export.fp16 import fp16_state, halve
 from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, state_tensors
 from dragoman_export.int8 import quantise
 from dragoman_export.int8_state import cache_scales, int8_state, round_memories, take_integers
-from dragoman_export.options import ExportOptions, Precision
+from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.smoothing import smoothed
 from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_export.torch_reference import TorchReference
@@ -98,10 +99,20 @@ class FloatGraphs:
         return _serialised(encoder), _serialised(decode_step)
 
     def halved(self) -> tuple[bytes, bytes]:
-        """Both in float16."""
-        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, self.decode_step))
+        """Both in float16, for CUDA.
+
+        Raises:
+            ExportError: they would not run there, as far as their structure tells.
+        """
+        checkpoint = self.checkpoint
+        # The search in blocks counts them, which CUDA would do on the device, for what is needed beside it.
+        whole = decode_step_onnx(checkpoint.model, checkpoint.special.never, block=0)
+        encoder, decode_step = map(onnx.load_model_from_string, (self.encoder, whole))
         halve(encoder)
         halve(decode_step)
+        findings = [*cuda_findings(encoder), *cuda_findings(decode_step, STEP_HOST_INPUTS)]
+        if findings:
+            raise ExportError(f"the fp16 graphs would not run on CUDA: {'; '.join(findings[:3])}")
         return _serialised(encoder), _serialised(decode_step)
 
 

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, state_tensors
+from dragoman_export.graphs import DecodeStepGraph, EncoderGraph, search_block, state_tensors
 from dragoman_export.operators import TRANSLATIONS
 from dragoman_model.transformer import Transformer
 from dragoman_server.state_tensor import StateTensor
@@ -36,13 +36,16 @@ def encoder_onnx(model: Transformer) -> bytes:
     return _to_onnx(EncoderGraph(model), (ids, lengths), axes, ["source_ids", "source_lengths"], outputs)
 
 
-def decode_step_onnx(model: Transformer, masked_ids: Sequence[int]) -> bytes:
+def decode_step_onnx(model: Transformer, masked_ids: Sequence[int], block: int | None = None) -> bytes:
     """The decode-step graph of `model`, as `graphs` describes it.
 
     Args:
         model: Whose weights to use.
         masked_ids: Tokens that must never follow.
+        block: In which the best continuations are searched; by default what suits a CPU.
     """
+    if block is None:
+        block = search_block(model.config.target_vocabulary_size)
     state = state_tensors(model)
     caches = [tensor for tensor in state if tensor.kind == "kv_cache"]
     memories = [tensor for tensor in state if tensor.kind == "memory"]
@@ -54,7 +57,7 @@ def decode_step_onnx(model: Transformer, masked_ids: Sequence[int]) -> bytes:
     memory_axes: _Axes = [{0: "rows", 2: "source_capacity"}] * len(memories)
     axes: list[_Axes] = [rows, rows, rows, {}, {}, {}, cache_axes, memory_axes]
     arguments = _step_arguments(caches, memories)
-    return _to_onnx(DecodeStepGraph(model, masked_ids), arguments, axes, inputs, outputs)
+    return _to_onnx(DecodeStepGraph(model, masked_ids, block), arguments, axes, inputs, outputs)
 
 
 def _step_arguments(

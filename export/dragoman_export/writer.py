@@ -28,7 +28,8 @@ from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import Checkpoint
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_ungated
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import LoadedModel, load_ungated
 from dragoman_server.manifest import MANIFEST_FILE, VERSION_PATTERN, Gate, Graphs, require_file_name
 
 __all__ = ["MODEL_CARD_FILE", "export_checkpoint"]

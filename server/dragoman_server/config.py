@@ -78,12 +78,13 @@ class ServerConfig(CallLimits):
     max_connection_age_seconds: float = 0.0
     """Have clients connect anew after so long, which spreads them over servers behind a balancer; 0 for
     never."""
-    device: Literal["cpu"] = "cpu"
-    """Where the networks run."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the networks run; cuda: on the first NVIDIA GPU, or not at all."""
     precision: str = "auto"
-    """Which of a bundle's precisions to load; auto: fp32, or int8 where a bundle has no fp32."""
+    """Which of a bundle's precisions to load; auto: fp32, or int8 where there is no fp32; on cuda fp16."""
     workers: int = 0
-    """Decode threads per model, each with a batch of its own; 0 for as many as are fastest, by trying."""
+    """Decode threads per model, each with a batch of its own; 0 for as many as are fastest, by trying; on
+    cuda one."""
     threads: int = 0
     """Threads that a decode step may use, its worker's included; 0 for those that the workers leave idle."""
     max_rows: int = 128
@@ -91,7 +92,7 @@ class ServerConfig(CallLimits):
     cache_memory_mib: int = 0
     """Memory, in MiB per worker, for the keys and values of what is decoded; what does not fit waits. 0 for
     as much as the model's graphs take, and no less than 64, nor than the largest beam of the longest
-    sentences needs."""
+    sentences needs. On cuda it is taken at once, for every slot at its longest, and must be enough."""
     max_queue: int = 4096
     """Sentences per model that may wait for a slot; more are refused."""
     loop_tokens: int = 24
@@ -109,6 +110,11 @@ class ServerConfig(CallLimits):
     """Address that it listens on: whoever reaches it decides what is served."""
     admin_tokens: Path | None = None
     """File of those who may administer; without it, everybody who reaches the port may."""
+    health_port: int | None = None
+    """Port that answers health checks alone, in plaintext and without a token, for probes that have neither,
+    such as those of Kubernetes; 0 for any free one; by default there is none."""
+    health_host: str = "127.0.0.1"
+    """Address that it listens on."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
     drain_delay_seconds: float = 0.0
@@ -132,7 +138,7 @@ class ServerConfig(CallLimits):
         for flag in ("workers", "threads", "loop_tokens", "cache_memory_mib", "failed_batches"):
             _require_at_least(0, flag, getattr(self, flag))
         _require_port("port", self.port)
-        for flag in ("admin_port", "metrics_port"):
+        for flag in ("admin_port", "health_port", "metrics_port"):
             if getattr(self, flag) is not None:
                 _require_port(flag, getattr(self, flag))
         for flag in (
@@ -143,6 +149,8 @@ class ServerConfig(CallLimits):
         for flag in ("stall_seconds", "keepalive_seconds"):
             _require_positive(flag, getattr(self, flag))
         self._require_closed_doors()
+        if self.device == "cuda" and self.workers > 1:
+            raise ValueError(f"--workers must be 1 on cuda, not {self.workers}: one thread feeds the GPU")
         if self.max_beam_size > self.max_rows:
             raise ValueError(
                 f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"

@@ -2,6 +2,7 @@
 
 - DragomanServerError
     - BundleError (ValueError): a bundle that will not be loaded
+    - DeviceError (OSError): the device asked for cannot be used
     - InvalidRequestError (ValueError): a request's field is wrong; names the field
     - ModelNotFoundError (LookupError): no such model or language pair
     - BusyError (RuntimeError): no room now; try later
@@ -25,6 +26,7 @@ __all__ = [
     "CancelledError",
     "DeadlineError",
     "DeadlineUnreachableError",
+    "DeviceError",
     "DragomanServerError",
     "EngineError",
     "InvalidRequestError",
@@ -44,6 +46,10 @@ class DragomanServerError(Exception):
 
 class BundleError(DragomanServerError, ValueError):
     """A bundle is incomplete, altered, of an unknown schema, or does not fit; the message says why."""
+
+
+class DeviceError(DragomanServerError, OSError):
+    """The device asked for cannot be used; the message says what is missing."""
 
 
 class InvalidRequestError(DragomanServerError, ValueError):

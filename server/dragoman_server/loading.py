@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from dragoman_server.bundle import Bundle
 from dragoman_server.config import ServerConfig
 from dragoman_server.engine import DecodingOptions, Engine
 from dragoman_server.engine.faults import with_faults
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
-from dragoman_server.engine.runner import Extent
+from dragoman_server.engine.onnx_device_runner import DeviceRunner
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import Device, load_model
+from dragoman_server.engine.runner import Extent, Runner
 from dragoman_server.engine.slab import Slab
 from dragoman_server.engine.split import Split, rows_per_second, splits
 from dragoman_server.engine.threads import choose_threads
@@ -31,7 +34,9 @@ __all__ = ["LoadedModel", "check_canaries", "load", "probe", "warm_up"]
 _log = logging.getLogger(__name__)
 _WARM_UP_TEXT = "1, 2, 3."
 _LEAST_CACHE_BYTES = 64 * 2**20
-_AUTO, _SUITABLE = "auto", ("fp32", "int8")
+_AUTO = "auto"
+_SUITABLE: dict[Device, tuple[str, ...]] = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
+"""Precisions to choose from. On CUDA attention in fp32 has no kernel, nor have the products in int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +169,41 @@ async def _translate(
 
 
 def _precision(manifest: Manifest, config: ServerConfig) -> str:
-    """The one asked for, or the first of those that suit a CPU which the bundle has."""
-    if config.precision != _AUTO:
-        return config.precision
-    return next((one for one in _SUITABLE if one in manifest.precisions), _SUITABLE[0])
+    """The one asked for, or the first of those that suit the device which the bundle has."""
+    suitable = _SUITABLE[config.device]
+    if config.precision == _AUTO:
+        found = next((one for one in suitable if one in manifest.precisions), suitable[0])
+    else:
+        found = config.precision
+    if config.device == "cuda" and (found not in suitable or found not in manifest.precisions):
+        wanted, known = " or ".join(suitable), ", ".join(sorted(manifest.precisions))
+        raise BundleError(
+            f"--device cuda runs {wanted} alone; {manifest.name} has {known}, --precision says "
+            f"{config.precision}; `dragoman export --precision {suitable[0]}` makes it"
+        )
+    return found
 
 
-def _runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Split, list[OnnxRunner]]:
+def _runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Split, Sequence[Runner]]:
     """One for each worker, and the division of the cores: the fastest, or the one asked for."""
+    if config.device == "cuda":
+        return Split(1, 1), [_device_runner(bundle, precision, config)]
+    return _cpu_runners(bundle, precision, config)
+
+
+def _device_runner(bundle: Bundle, precision: str, config: ServerConfig) -> DeviceRunner:
+    sessions = load_model(bundle, precision, device=config.device)
+    budget = config.cache_memory_mib * 2**20 or math.inf
+    try:
+        return DeviceRunner(sessions, config.max_rows, budget, top_ks=(1, 2 * config.max_beam_size))
+    except ValueError as error:
+        raise BundleError(
+            f"--cache-memory-mib {config.cache_memory_mib} is too little for {bundle.path}: {error}; give it "
+            "more, or fewer --max-rows"
+        ) from error
+
+
+def _cpu_runners(bundle: Bundle, precision: str, config: ServerConfig) -> tuple[Split, list[OnnxRunner]]:
 
     def divided(split: Split) -> list[OnnxRunner]:
         sessions = load_model(bundle, precision, split.threads)

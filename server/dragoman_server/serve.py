@@ -22,6 +22,7 @@ from typing import Annotated, TextIO
 from cyclopts import Parameter
 
 from dragoman_server.config import ServerConfig
+from dragoman_server.engine.onnx_cuda import cuda_device, require_cuda
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
 from dragoman_server.memory import keep_little_freed
@@ -51,6 +52,9 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
         The exit code: 0 where every accepted call was finished, else 1.
     """
     set_up_logging(config.log_format)
+    if config.device == "cuda":
+        require_cuda()
+        _log.info("networks run on cuda: %s", cuda_device())
     # More than can run at once do not help, and every one keeps its own share of what is freed.
     keep_little_freed(max(_LEAST_ARENAS, choose_threads()))
     code = asyncio.run(_serve(config, json))
@@ -74,7 +78,9 @@ async def _serve(config: ServerConfig, json: bool) -> int:
 
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
     doors = Doors(config, observe)
-    server = GrpcServer(doors.translation, config, observe, log_texts=config.log_texts)
+    server = GrpcServer(
+        *(doors.translation, config, observe), log_texts=config.log_texts, health_listener=doors.health
+    )
     admin = None if doors.admin is None else AdminServer(doors.admin, observe)
     loop = asyncio.get_running_loop()
     metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
@@ -87,7 +93,13 @@ async def _serve(config: ServerConfig, json: bool) -> int:
             if await _ended_before(stop, repository.load_all()):
                 server.open()
                 async with _kept_up_to_date(config, repository, admin), _health_kept_true(server, repository):
-                    _announce(server.address, metrics_address, admin.address if admin else None, models, json)
+                    addresses = {
+                        "address": server.address,
+                        "health_address": server.health_address,
+                        "metrics_address": metrics_address,
+                        "admin_address": admin.address if admin else None,
+                    }
+                    _announce(addresses, models, json)
                     write_ready_file(server.address)
                     await stop.wait()
         finally:
@@ -187,22 +199,16 @@ def _start_metrics(
     return f"{config.host}:{endpoint.port}"
 
 
-def _announce(
-    address: str, metrics_address: str | None, admin_address: str | None, models: ModelTable, json: bool
-) -> None:
+def _announce(addresses: dict[str, str | None], models: ModelTable, json: bool) -> None:
     if json:
         served = [{"name": model.description.name, "version": model.description.version} for model in models]
-        addresses = {
-            "address": address,
-            "metrics_address": metrics_address,
-            "admin_address": admin_address,
-        }
         line = json_format.dumps({**addresses, "models": served})
     else:
         names = ", ".join(f"{model.description.name} {model.description.version}" for model in models)
-        line = f"dragoman: listening on {address}, serving {names}"
-        line += f", metrics on {metrics_address}" if metrics_address else ""
-        line += f", administration on {admin_address}" if admin_address else ""
+        line = f"dragoman: listening on {addresses['address']}, serving {names}"
+        for what in ("health", "metrics", "admin"):
+            address = addresses[f"{what}_address"]
+            line += f", {what} on {address}" if address else ""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -1,97 +1,129 @@
+"""`dragoman health`, and the port that answers health checks alone."""
+
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from dragoman.cli import main
-from dragoman_server.service.authentication import Authentication
+from dragoman.v1.translation_pb2 import TranslateRequest
+from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
+from dragoman_server.config import CallLimits, ServerConfig
+from dragoman_server.models import ModelTable
 from dragoman_server.service.certificates import server_credentials
+from dragoman_server.service.doors import Doors
 from dragoman_server.service.listening import Listener
-from dragoman_server.service.tokens import TokenFile, new_token, token_line
+from dragoman_server.service.server import GrpcServer
 
-Status = health_pb2.HealthCheckResponse
-Ask = Callable[..., tuple[int, str, str]]
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Runs `dragoman health`; returns exit code, standard output, standard error."""
-
-    def ask(endpoint: str, *arguments: str) -> tuple[int, str, str]:
-        code = main(["health", "--endpoint", endpoint, "--timeout", "2", *arguments])
+def health(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["health", *words])
         output = capsys.readouterr()
         return code, output.out, output.err
 
-    return ask
+    return run
 
 
-@pytest.fixture
-def servicer() -> Iterator[tuple[health.HealthServicer, str]]:
-    """The servicer that gRPC ships, and its address."""
-    servicer = health.HealthServicer()
-    with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield servicer, f"127.0.0.1:{port}"
-        server.stop(None).wait()
+def test_a_server_that_takes_calls_is_serving(health: Run, server: Any) -> None:
+    assert health("--endpoint", server.address) == (0, "SERVING\n", "")
+    code, output, _ = health("--endpoint", server.address, "--json")
+    assert (code, json.loads(output)) == (0, {"status": "SERVING"})
 
 
-def test_the_exit_code_says_what_the_server_says(ask: Ask, servicer: Any) -> None:
-    states, address = servicer
-    assert ask(address) == (0, "SERVING\n", "")
-    states.set("", Status.NOT_SERVING)
-    assert ask(address) == (1, "NOT_SERVING\n", "")
-    states.set("en-de", Status.SERVING)
-    assert ask(address, "--service", "en-de") == (0, "SERVING\n", "")
-    assert ask(address, "--service", "en-fr") == (1, "SERVICE_UNKNOWN\n", "")
+def test_a_server_that_drains_is_not(health: Run, server: Any) -> None:
+    server.loop.call_soon_threadsafe(server.grpc.set_serving, False)
+    assert health("--endpoint", server.address) == (1, "NOT_SERVING\n", "")
 
 
-@pytest.mark.parametrize("listens", [False, True])
-def test_a_server_that_does_not_answer_is_one_line(ask: Ask, listens: bool) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        if listens:
-            silent.listen()
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        code, output, errors = ask(address)
+def test_what_is_unknown_is_not_serving(health: Run, server: Any) -> None:
+    code, output, error = health("nobody", "--endpoint", server.address)
     assert (code, output) == (1, "")
-    assert errors.startswith(f"dragoman: no server answers at {address}: ")
-    assert errors.count("\n") == 1
+    assert error == f"dragoman: error: {server.address} does not say whether it is serving: no such service\n"
 
 
-def test_a_mistake_is_one_line(ask: Ask, server: Any) -> None:
-    assert ask("a:1,b:2") == (
-        2,
-        "",
-        "dragoman: error: --endpoint a:1,b:2 names several servers; ask each of them by itself\n",
-    )
-    assert ask(server.address, "--token-file", "/nonexistent")[0] == 2
+def test_nobody_there(health: Run) -> None:
+    code, output, error = health("--endpoint", "127.0.0.1:1", "--timeout", "1")
+    assert (code, output) == (1, "")
+    assert error.startswith("dragoman: error: 127.0.0.1:1 does not say whether it is serving: ")
+    assert error.count("\n") == 1
 
 
-def test_a_server_with_tls_and_tokens(
-    ask: Ask, start_server: Any, model: Any, engine: Any, authority: Any, tmp_path: Any, monkeypatch: Any
+def test_a_mistake_is_told_from_an_answer(health: Run) -> None:
+    code, _, error = health("--timeout", "soon")
+    assert code == 2
+    assert error.startswith("dragoman: error: ")
+
+
+def test_probes_need_neither_certificate_nor_token_and_get_nothing_else(
+    model: Any, engine: Any, authority: Any, health: Run
 ) -> None:
-    file, token = tmp_path / "tokens", new_token()
-    file.write_text(token_line("probe", token))
     certificate, key = authority.issue("server")
-    address = start_server(
-        model(engine),
-        listener=Listener(
-            credentials=server_credentials(certificate, key, None),
-            authentication=Authentication(TokenFile(file), lambda call: None),
-        ),
-    ).address
-    assert ask(address)[0] == 1
-    monkeypatch.setenv("DRAGOMAN_CA", str(authority.ca))
-    code, _, errors = ask(address)
-    assert (code, errors) == (2, "dragoman: error: a token is asked for: authorization: Bearer ...\n")
-    (tmp_path / "token").write_text(token)
-    assert ask(address, "--token-file", str(tmp_path / "token")) == (0, "SERVING\n", "")
+    started, stop = threading.Event(), []
+
+    async def serve() -> None:
+        listener = Listener(credentials=server_credentials(certificate, key, authority.ca))
+        grpc_server = GrpcServer(listener, CallLimits(), lambda call: None, health_listener=Listener())
+        ended = asyncio.Event()
+        stop.extend([grpc_server, asyncio.get_running_loop(), ended])
+        await grpc_server.start(ModelTable([model(engine)]))
+        grpc_server.set_models({"shout": True})
+        grpc_server.open()
+        started.set()
+        await ended.wait()
+        await grpc_server.stop(0.0)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert started.wait(10)
+        grpc_server, loop, ended = stop
+        address = grpc_server.health_address
+        assert address != grpc_server.address
+        assert health("--endpoint", address) == (0, "SERVING\n", "")
+        assert health("shout", "--endpoint", address) == (0, "SERVING\n", "")
+        assert health("--endpoint", grpc_server.address, "--timeout", "2")[0] == 1  # TLS there
+        with grpc.insecure_channel(address) as channel:
+            calls = [
+                lambda: TranslationServiceStub(channel).Translate(TranslateRequest(texts=["x"]), timeout=5),
+                lambda: list(
+                    ServerReflectionStub(channel).ServerReflectionInfo(
+                        iter([ServerReflectionRequest(list_services="")]), timeout=5
+                    )
+                ),
+            ]
+            for call in calls:
+                with pytest.raises(grpc.RpcError) as caught:
+                    call()
+                assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            watch = HealthStub(channel).Watch(HealthCheckRequest())
+            assert next(watch).status == HealthCheckResponse.SERVING
+            loop.call_soon_threadsafe(grpc_server.set_serving, False)
+            assert next(watch).status == HealthCheckResponse.NOT_SERVING
+            watch.cancel()
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)
+
+
+def test_health_has_a_port_of_its_own_only_where_it_is_asked_for() -> None:
+    assert Doors(ServerConfig(), lambda call: None).health is None
+    doors = Doors(ServerConfig(health_port=0, health_host="0.0.0.0"), lambda call: None)
+    assert doors.health is not None
+    assert doors.health.host == "0.0.0.0"
+    assert doors.health.credentials is doors.health.authentication is None
+    with pytest.raises(ValueError, match="--health-port must be between 0 and 65535, not 65536"):
+        ServerConfig(health_port=65536)

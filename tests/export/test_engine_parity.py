@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,19 @@ from dragoman_model.reference import beam_search
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.engine import Engine
 from dragoman_server.engine.messages import DecodingOptions, Event, Finished, Request
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_device_runner import DeviceRunner
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
+from dragoman_server.engine.runner import Runner
 from dragoman_server.special_ids import BOS_ID, EOS_ID
 
 BOUND = 12
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_mixed_requests_get_what_the_reference_finds(plain: tuple[Path, Bundle], workers: int) -> None:
+@pytest.mark.parametrize(("runner", "workers"), [(OnnxRunner, 1), (OnnxRunner, 2), (DeviceRunner, 1)])
+def test_mixed_requests_get_what_the_reference_finds(
+    plain: tuple[Path, Bundle], runner: Callable[..., Runner], workers: int
+) -> None:
     checkpoint, bundle = plain
     model, generator = load_checkpoint(checkpoint).model, np.random.default_rng(0)
     size = model.config.source_vocabulary_size
@@ -36,7 +42,7 @@ def test_mixed_requests_get_what_the_reference_finds(plain: tuple[Path, Bundle],
         )
         for number in range(24)
     ]
-    runners = [OnnxRunner(loaded, max_rows=10) for _ in range(workers)]
+    runners = [runner(loaded, max_rows=10) for _ in range(workers)]
     with Engine(runners, max_queue=len(requests), bos_id=BOS_ID, eos_id=EOS_ID) as engine:
         for request in requests:
             engine.submit(request)

@@ -26,8 +26,10 @@ from dragoman_model.evaluation import checkpoint_translator
 from dragoman_model.reference import forced_log_probs
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.messages import DecodingOptions
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
-from dragoman_server.engine.runner import FloatArray
+from dragoman_server.engine.onnx_device_runner import DeviceRunner
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
+from dragoman_server.engine.runner import FloatArray, Runner
 
 SOURCES = [[5, 9, 3], [7, 3], [4, 8, 11, 12, 3], [6, 6, 6, 6, 6, 6, 3]]
 FED = [2, 5, 9, 4, 7, 11]
@@ -40,9 +42,11 @@ def half(exported: tuple[Path, Bundle], tmp_path_factory: pytest.TempPathFactory
     return export_checkpoint(exported[0], out, ExportOptions(precision=("fp16",)))
 
 
-def steps(bundle: Bundle, sources: list[list[int]]) -> list[FloatArray]:
+def steps(
+    bundle: Bundle, sources: list[list[int]], kind: Callable[..., Runner] = OnnxRunner
+) -> list[FloatArray]:
     """Log-probabilities of the whole vocabulary, in its order, at every step along `FED`."""
-    runner = OnnxRunner(load_model(bundle, "fp16"), max_rows=len(sources))
+    runner = kind(load_model(bundle, "fp16"), max_rows=len(sources))
     runner.encode(sources, [[row] for row in range(len(sources))])
     found = []
     for step, token in enumerate(FED):
@@ -119,6 +123,10 @@ def test_norms_and_what_follows_the_scores_are_float32(half: Bundle) -> None:
         kind: kinds[kind] for kind in ("LayerNormalization", "LogSoftmax")
     }
     assert singles["Gemm"] == singles["GroupQueryAttention"] == 0
+
+
+def test_the_runner_for_devices_says_the_same(half: Bundle) -> None:
+    np.testing.assert_array_equal(steps(half, SOURCES, DeviceRunner), steps(half, SOURCES))
 
 
 def test_keys_and_values_are_float16(exported: tuple[Path, Bundle], half: Bundle) -> None:

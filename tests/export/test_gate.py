@@ -14,7 +14,8 @@ from dragoman_export.options import Precision
 from dragoman_export.torch_reference import TorchReference
 from dragoman_model.checkpoint import load_checkpoint
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
 from dragoman_server.engine.runner import FloatArray, IntArray
 from dragoman_server.manifest import Gate
 

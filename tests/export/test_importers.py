@@ -31,7 +31,8 @@ from dragoman_model.checkpoint import Checkpoint, CheckpointError
 from dragoman_model.reference import forced_log_probs
 from dragoman_server.bundle import Bundle
 from dragoman_server.engine.messages import DecodingOptions, Hypothesis
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
 
 INPUTS = 200
 LONGEST_INPUT, LONGEST_OUTPUT = 12, 14

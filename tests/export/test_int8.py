@@ -26,7 +26,8 @@ from dragoman_export.options import ExportError, ExportOptions, Precision
 from dragoman_export.writer import export_checkpoint
 from dragoman_server.bundle import Bundle
 from dragoman_server.config import ServerConfig
-from dragoman_server.engine.onnx_runner import LoadedModel, OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import LoadedModel, load_model
 from dragoman_server.engine.runner import FloatArray, IntArray
 from dragoman_server.loading import load
 from dragoman_server.manifest import Gate

@@ -13,7 +13,8 @@ from dragoman_model.checkpoint import load_checkpoint
 from dragoman_model.reference import forced_log_probs
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
 from dragoman_server.engine.runner import FloatArray
 from dragoman_server.special_ids import BOS_ID, EOS_ID
 

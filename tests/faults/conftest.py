@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -34,7 +34,6 @@ from dragoman_server.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 MODELS = Path(os.environ.get("DRAGOMAN_FAULT_SUITE_MODELS", ROOT / "starter"))
-FIGURES = Path(os.environ.get("DRAGOMAN_FAULT_SUITE_FIGURES", ROOT / ".build" / "faults.json"))
 DRAGOMAN = [sys.executable, "-c", "import sys; from dragoman.cli import main; sys.exit(main())"]
 USUAL_TEXT = "The old man reads a book, and his daughter sings."
 SETTLE_SECONDS = 10.0
@@ -213,36 +212,3 @@ def token_of() -> Callable[[str], int]:
         return token
 
     return find
-
-
-@dataclass
-class Figures:
-    """What the cases of one run have counted and measured."""
-
-    rows: list[dict[str, object]] = field(default_factory=list)
-
-    def __call__(self, case: str, figure: str, value: float | str, bound: str = "") -> None:
-        """Note one figure; `bound` says in words what was to hold."""
-        self.rows.append({"case": case, "figure": figure, "value": value, "bound": bound})
-
-
-_FIGURES = Figures()
-
-
-@pytest.fixture(scope="session")
-def figures() -> Figures:
-    """`figures("readers that never read", "others' p99 / ms", 12.3, "at most 10 % above 11.9")`."""
-    return _FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures and, of a full run, keep them."""
-    if not _FIGURES.rows:
-        return
-    terminalreporter.section("figures")
-    for row in _FIGURES.rows:
-        bound = f"  ({row['bound']})" if row["bound"] else ""
-        terminalreporter.write_line(f"{row['case']}: {row['figure']}: {row['value']}{bound}")
-    if os.environ.get("DRAGOMAN_FAULT_SUITE") == "full":
-        FIGURES.parent.mkdir(parents=True, exist_ok=True)
-        FIGURES.write_text(json.dumps(_FIGURES.rows, indent=2) + "\n")

@@ -1,4 +1,7 @@
-"""The runner on ONNX Runtime: slots, copies, growth, and graphs that do not fit their manifest."""
+"""The runners on ONNX Runtime: slots, copies, growth, and graphs that do not fit their manifest.
+
+The one for devices runs on the CPU here: it is the same but for the capture.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ from dragoman_export.to_onnx import decode_step_onnx, encoder_onnx
 from dragoman_model.config import ModelConfig
 from dragoman_model.transformer import Transformer
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine import onnx_runner
-from dragoman_server.engine.onnx_runner import OnnxRunner, load_model
-from dragoman_server.engine.runner import Extent, FloatArray, SlotCopy
+from dragoman_server.engine import onnx_sessions
+from dragoman_server.engine.onnx_device_runner import DeviceRunner, state_bytes
+from dragoman_server.engine.onnx_runner import OnnxRunner
+from dragoman_server.engine.onnx_sessions import load_model
+from dragoman_server.engine.runner import Extent, FloatArray, Runner, SlotCopy
 from dragoman_server.errors import BundleError
 from dragoman_server.languages import LanguageTokens
 from dragoman_server.manifest import Dimensions, Gate, Graphs, Limits, Manifest, Tokenizers
@@ -79,18 +84,24 @@ def write_bundle(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> B
     return Bundle.open(folder)
 
 
+@pytest.fixture(params=[OnnxRunner, DeviceRunner])
+def make_runner(bundle: Bundle, request: pytest.FixtureRequest) -> Callable[[], Runner]:
+    model = load_model(bundle)
+    return lambda: request.param(model, MAX_ROWS)
+
+
 @pytest.fixture
-def make_runner(bundle: Bundle) -> Callable[[], OnnxRunner]:
+def runner(make_runner: Callable[[], Runner]) -> Runner:
+    return make_runner()
+
+
+@pytest.fixture
+def make_growing_runner(bundle: Bundle) -> Callable[[], OnnxRunner]:
     model = load_model(bundle)
     return lambda: OnnxRunner(model, MAX_ROWS)
 
 
-@pytest.fixture
-def runner(make_runner: Callable[[], OnnxRunner]) -> OnnxRunner:
-    return make_runner()
-
-
-def feed(runner: OnnxRunner, tokens: Sequence[Sequence[int]], start: int = 0) -> list[FloatArray]:
+def feed(runner: Runner, tokens: Sequence[Sequence[int]], start: int = 0) -> list[FloatArray]:
     """Feed `tokens[row]` to each row, one a step; the top log-probabilities of every step."""
     results = []
     for step, column in enumerate(zip(*tokens, strict=True), start=start):
@@ -103,11 +114,11 @@ def assert_same(found: Sequence[FloatArray], expected: Sequence[FloatArray]) -> 
     np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
 
 
-def test_limits_are_the_manifests(runner: OnnxRunner) -> None:
+def test_limits_are_the_manifests(runner: Runner) -> None:
     assert dataclasses.astuple(runner.limits) == (MAX_ROWS, MAX_TOKENS, MAX_TOKENS, VOCABULARY)
 
 
-def test_fewer_continuations_are_the_best_of_more(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_fewer_continuations_are_the_best_of_more(make_runner: Callable[[], Runner]) -> None:
     results = {}
     for top_k in (1, 4, VOCABULARY):
         runner = make_runner()
@@ -120,7 +131,7 @@ def test_fewer_continuations_are_the_best_of_more(make_runner: Callable[[], Onnx
     assert np.exp(results[VOCABULARY][0].astype(np.float64)).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_results_stay_as_they_are(runner: OnnxRunner) -> None:
+def test_results_stay_as_they_are(runner: Runner) -> None:
     runner.encode([SOURCE], [[0]])
     kept, ids = runner.step(np.array([2]), np.array([0]), 5)
     before, ids_before = kept.copy(), ids.copy()
@@ -129,14 +140,14 @@ def test_results_stay_as_they_are(runner: OnnxRunner) -> None:
     np.testing.assert_array_equal(ids, ids_before)
 
 
-def test_one_source_in_many_slots_is_the_same_in_each(runner: OnnxRunner) -> None:
+def test_one_source_in_many_slots_is_the_same_in_each(runner: Runner) -> None:
     runner.encode([OTHER, SOURCE], [[3], [0, 2, 1]])
     for log_prob in feed(runner, [[2, 8, 9]] * 4):
         np.testing.assert_allclose(log_prob[1:3], log_prob[[0, 0]], atol=1e-6)
         assert not np.allclose(log_prob[3], log_prob[0], atol=1e-3)
 
 
-def test_a_slot_is_as_new_after_encoding_into_it(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_a_slot_is_as_new_after_encoding_into_it(make_runner: Callable[[], Runner]) -> None:
     used, fresh = make_runner(), make_runner()
     used.encode([[*range(4, 34 - 4), 3]], [[0]])
     feed(used, [[2, 8, 9, 10]])
@@ -145,7 +156,7 @@ def test_a_slot_is_as_new_after_encoding_into_it(make_runner: Callable[[], OnnxR
     assert_same(feed(used, [[2, 11, 12]]), feed(fresh, [[2, 11, 12]]))
 
 
-def test_a_copy_goes_on_as_its_source_would(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_a_copy_goes_on_as_its_source_would(make_runner: Callable[[], Runner]) -> None:
     runner, straight = make_runner(), make_runner()
     straight.encode([SOURCE], [[0]])
     expected = feed(straight, [[2, 8, 9, 10, 11]])
@@ -156,7 +167,7 @@ def test_a_copy_goes_on_as_its_source_would(make_runner: Callable[[], OnnxRunner
         np.testing.assert_allclose(log_prob, np.repeat(reference, 2, axis=0), atol=1e-5)
 
 
-def test_a_copy_of_what_differs_is_enough(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_a_copy_of_what_differs_is_enough(make_runner: Callable[[], Runner]) -> None:
     runner, straight = make_runner(), make_runner()
     straight.encode([SOURCE], [[0]])
     expected = feed(straight, [[2, 8, 9, 10]])
@@ -167,7 +178,7 @@ def test_a_copy_of_what_differs_is_enough(make_runner: Callable[[], OnnxRunner])
     np.testing.assert_allclose(found[0], np.repeat(expected[3], 2, axis=0), atol=1e-5)
 
 
-def test_a_copy_without_memory_keeps_the_targets_source(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_a_copy_without_memory_keeps_the_targets_source(make_runner: Callable[[], Runner]) -> None:
     runner, straight = make_runner(), make_runner()
     straight.encode([OTHER], [[0]])
     expected = feed(straight, [[2, 8]])
@@ -176,8 +187,8 @@ def test_a_copy_without_memory_keeps_the_targets_source(make_runner: Callable[[]
     assert_same([found[1:] for found in feed(runner, [[2, 8], [2, 8]])], expected)
 
 
-def test_growth_keeps_what_is_there(make_runner: Callable[[], OnnxRunner]) -> None:
-    growing, full = make_runner(), make_runner()
+def test_growth_keeps_what_is_there(make_growing_runner: Callable[[], OnnxRunner]) -> None:
+    growing, full = make_growing_runner(), make_growing_runner()
     full.reserve(Extent(MAX_ROWS, MAX_TOKENS, MAX_TOKENS))
     assert full._slab.extent != growing._slab.extent
     tokens = np.random.default_rng(0).integers(4, VOCABULARY, (MAX_ROWS, MAX_TOKENS)).tolist()
@@ -196,11 +207,13 @@ def test_growth_keeps_what_is_there(make_runner: Callable[[], OnnxRunner]) -> No
     assert growing._slab.extent == full._slab.extent
 
 
-def test_room_that_is_taken_elsewhere_keeps_what_is_in_use(make_runner: Callable[[], OnnxRunner]) -> None:
-    straight = make_runner()
+def test_room_that_is_taken_elsewhere_keeps_what_is_in_use(
+    make_growing_runner: Callable[[], OnnxRunner],
+) -> None:
+    straight = make_growing_runner()
     straight.encode([SOURCE], [[0]])
     expected = feed(straight, [[2, 8, 9, 10, 11, 12]])
-    runner = make_runner()
+    runner = make_growing_runner()
     runner._slab._max_bytes = runner._slab.bytes(Extent(MAX_ROWS, 16, 16))
     assert not runner.fits(Extent(MAX_ROWS, MAX_TOKENS, 16))
     assert runner.fits(Extent(4, MAX_TOKENS, MAX_TOKENS))
@@ -213,7 +226,7 @@ def test_room_that_is_taken_elsewhere_keeps_what_is_in_use(make_runner: Callable
     assert_same(feed(runner, [[10, 11, 12]] * 4, 3), [np.repeat(row, 4, axis=0) for row in expected[3:]])
 
 
-def test_rows_in_any_number_do_not_disturb_each_other(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_rows_in_any_number_do_not_disturb_each_other(make_runner: Callable[[], Runner]) -> None:
     runner, alone = make_runner(), make_runner()
     alone.encode([SOURCE], [[0]])
     expected = feed(alone, [[2, 8, 9, 10, 11, 12]])
@@ -225,11 +238,30 @@ def test_rows_in_any_number_do_not_disturb_each_other(make_runner: Callable[[], 
         np.testing.assert_allclose(log_prob[0], expected[step][0], atol=1e-5)
 
 
+def test_a_device_takes_what_it_needs_at_once_or_says_so(bundle: Bundle) -> None:
+    model = load_model(bundle)
+    needed = state_bytes(model.state, Extent(MAX_ROWS, MAX_TOKENS, MAX_TOKENS))
+    # A key and a value of 16 numbers, in two layers, of the history and of the source.
+    assert needed == MAX_ROWS * MAX_TOKENS * 16 * 4 * 2 * 2 * 2
+    assert DeviceRunner(model, MAX_ROWS, needed).fits(Extent(MAX_ROWS, MAX_TOKENS, MAX_TOKENS))
+    with pytest.raises(ValueError, match=f"20 slots of the longest sentences take {needed} bytes of 1000"):
+        DeviceRunner(model, MAX_ROWS, 1000)
+
+
+def test_a_device_rounds_steps_up_to_few_shapes(bundle: Bundle) -> None:
+    runner = DeviceRunner(load_model(bundle), MAX_ROWS, top_ks=(1, 8))
+    runner.encode([SOURCE] * MAX_ROWS, [[row] for row in range(MAX_ROWS)])
+    for rows, top_k in ((1, 1), (3, 1), (4, 1), (3, 2), (4, 8), (17, 1), (20, 1), (3, 9)):
+        log_prob, token_id = runner.step(np.full(rows, 2), np.zeros(rows, np.int64), top_k)
+        assert log_prob.shape == token_id.shape == (rows, top_k)
+    assert sorted(runner._buckets) == [(1, 40, 1), (4, 40, 1), (4, 40, 8), (4, 40, 9), (20, 40, 1)]
+
+
 def test_the_runtime_reports_to_nobody(bundle: Bundle, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from dragoman_server.bundle import Bundle
-from dragoman_server.engine.onnx_runner import load_model
+from dragoman_server.engine.onnx_sessions import load_model
 load_model(Bundle.open(Path({str(bundle.path)!r})))
 """
     # Nothing else of the environment: the runtime is silent of itself where a variable says that this is CI.
@@ -238,7 +270,7 @@ load_model(Bundle.open(Path({str(bundle.path)!r})))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runners_share_one_model_on_several_threads(make_runner: Callable[[], OnnxRunner]) -> None:
+def test_runners_share_one_model_on_several_threads(make_runner: Callable[[], Runner]) -> None:
     sources = [[4 + i, 9, 3] for i in range(4)]
     tokens = [[2, *range(4 + i, 24 + i, 1)][:20] for i in range(4)]
     expected, found = [], [[] for _ in sources]
@@ -267,14 +299,14 @@ def test_runners_share_one_model_on_several_threads(make_runner: Callable[[], On
     ids=["empty source", "long source", "no such slot"],
 )
 def test_sources_and_slots_beyond_the_limits_are_refused(
-    runner: OnnxRunner, sources: list[list[int]], slots: list[list[int]]
+    runner: Runner, sources: list[list[int]], slots: list[list[int]]
 ) -> None:
     with pytest.raises(ValueError, match=r"at least one token|exceeds what the model"):
         runner.encode(sources, slots)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(MAX_ROWS + 1, 0), (1, MAX_TOKENS)])
-def test_steps_beyond_the_limits_are_refused(runner: OnnxRunner, rows: int, length: int) -> None:
+def test_steps_beyond_the_limits_are_refused(runner: Runner, rows: int, length: int) -> None:
     with pytest.raises(ValueError, match="exceeds what the model can hold"):
         runner.step(np.full(rows, 2), np.full(rows, length), 5)
 
@@ -325,7 +357,7 @@ def test_a_graph_with_weights_in_another_file_is_refused(
     changed = altered(bundle, tmp_path / "bundle", {"encoder.onnx": graph.SerializeToString()})
     with pytest.raises(BundleError, match=r"encoder\.onnx keeps weights in another file"):
         load_model(changed)
-    monkeypatch.setattr(onnx_runner, "scan_graph", lambda content: None)
+    monkeypatch.setattr(onnx_sessions, "scan_graph", lambda content: None)
     with pytest.raises(BundleError, match=r"encoder\.onnx is no graph"):  # nor does the runtime look there
         load_model(changed)
 

@@ -1,4 +1,4 @@
-"""The network on ONNX Runtime, on the CPU: the only module that imports it.
+"""The network on ONNX Runtime, on the CPU.
 
 Sessions hold the weights and are shared; every runner has its own state, so that several engine threads run
 one model at once. A runner's arrays are bound to the session as they are: a step writes tokens and lengths
@@ -8,8 +8,7 @@ into them, and the runtime adds to the caches in place.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,161 +16,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dragoman_server.bundle import Bundle
-from dragoman_server.engine.graph_scan import GraphScanError, scan_graph
+from dragoman_server.engine.onnx_sessions import LoadedModel, input_name, output_name
 from dragoman_server.engine.runner import Extent, FloatArray, IntArray, RunnerLimits, SlotCopy
 from dragoman_server.engine.slab import Slab
-from dragoman_server.errors import BundleError
-from dragoman_server.manifest import Manifest
-from dragoman_server.state_tensor import StateTensor
 
-__all__ = ["LoadedModel", "OnnxRunner", "graph_values", "load_model", "load_ungated", "session_options"]
-
-_Shape = tuple[int | None, ...]
-_Signature = dict[str, tuple[str, _Shape]]
-_FLOAT, _INT32, _INT64 = "tensor(float)", "tensor(int32)", "tensor(int64)"
-_ELEMENTS = {"float32": _FLOAT, "float16": "tensor(float16)", "int8": "tensor(int8)"}
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """The sessions of one precision of one bundle; threads may share them."""
-
-    manifest: Manifest
-    state: tuple[StateTensor, ...]
-    encoder: onnxruntime.InferenceSession
-    decode_step: onnxruntime.InferenceSession
-
-
-def load_model(bundle: Bundle, precision: str = "fp32", threads: int = 1) -> LoadedModel:
-    """Load the graphs of a bundle that has passed its export gate.
-
-    Args:
-        bundle: Read with its checks.
-        precision: One of the manifest's.
-        threads: Per call of a session; 1 where several runners work at once.
-
-    Raises:
-        BundleError: the bundle lacks that precision, its gate has not passed, a file is altered, or a graph
-            does not load or does not have the inputs and outputs that the manifest asks for.
-    """
-    gate = bundle.manifest.gates.get(precision)
-    if precision in bundle.manifest.precisions and not (gate and gate.passed):
-        raise BundleError(
-            f"{bundle.path}: the gate of {precision} has not passed; export the checkpoint again"
-        )
-    return load_ungated(bundle, precision, threads)
-
-
-def load_ungated(bundle: Bundle, precision: str, threads: int) -> LoadedModel:
-    """`load_model` for the gate itself, which has yet to find whether the graphs are right."""
-    graphs = bundle.manifest.precisions.get(precision)
-    if graphs is None:
-        known = ", ".join(sorted(bundle.manifest.precisions))
-        raise BundleError(f"{bundle.path} has no precision {precision!r}; it has {known}")
-    encoder = _session(bundle, graphs.encoder, threads)
-    decode_step = _session(bundle, graphs.decode_step, threads)
-    state = graphs.state
-    _require_signature(graphs.encoder, encoder, _encoder_inputs(), _encoder_outputs(state))
-    _require_signature(graphs.decode_step, decode_step, _step_inputs(state), _step_outputs(state))
-    return LoadedModel(bundle.manifest, state, encoder, decode_step)
-
-
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """How every graph is run, by `threads` threads."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails raises
-    # On CPU the fused kernel is several times slower than the two nodes it replaces.
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
-    # The runtime has a format of its own, which it would recognise, and which nothing here looks through.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Weights that a graph keeps in other files would be read unchecked: nothing is found below this path.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    return options
-
-
-def graph_values(
-    content: bytes, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]
-) -> dict[str, NDArray[Any]]:
-    """The outputs `names` of a graph that belongs to no bundle, run once: to find what is wrong with one."""
-    session = onnxruntime.InferenceSession(content, session_options(1), providers=["CPUExecutionProvider"])
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
-
-
-def _session(bundle: Bundle, file: str, threads: int) -> onnxruntime.InferenceSession:
-    content = bundle.read(file)
-    try:
-        scan_graph(content)
-    except GraphScanError as error:
-        raise BundleError(f"{bundle.path}: {file} {error}; export the checkpoint again") from error
-    try:
-        return onnxruntime.InferenceSession(
-            content, session_options(threads), providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # the runtime's exceptions have no base of their own
-        reason = " ".join(str(error).split())
-        raise BundleError(f"{bundle.path}: {file} is no graph that ONNX Runtime loads: {reason}") from error
-
-
-def _encoder_inputs() -> _Signature:
-    return {"source_ids": (_INT64, (None, None)), "source_lengths": (_INT32, (None,))}
-
-
-def _encoder_outputs(state: Sequence[StateTensor]) -> _Signature:
-    return {tensor.name: _described(tensor) for tensor in state if tensor.kind == "memory"}
-
-
-def _step_inputs(state: Sequence[StateTensor]) -> _Signature:
-    return {
-        "token": (_INT64, (None, 1)),
-        "length": (_INT32, (None,)),
-        "source_length": (_INT32, (None,)),
-        "target_bound": (_INT32, ()),
-        "source_bound": (_INT32, ()),
-        "top_k": (_INT64, (1,)),
-        **{_input_name(tensor): _described(tensor) for tensor in state},
-    }
-
-
-def _step_outputs(state: Sequence[StateTensor]) -> _Signature:
-    caches = {_output_name(tensor): _described(tensor) for tensor in state if tensor.is_returned}
-    return {"log_prob": (_FLOAT, (None, None)), "token_id": (_INT64, (None, None)), **caches}
-
-
-def _input_name(tensor: StateTensor) -> str:
-    return f"past_{tensor.name}" if tensor.kind == "kv_cache" else tensor.name
-
-
-def _output_name(tensor: StateTensor) -> str:
-    return f"present_{tensor.name}"
-
-
-def _described(tensor: StateTensor) -> tuple[str, _Shape]:
-    return _ELEMENTS[tensor.type], tuple(tensor.sizes.get(axis) for axis in tensor.axes)
-
-
-def _require_signature(
-    file: str, session: onnxruntime.InferenceSession, inputs: _Signature, outputs: _Signature
-) -> None:
-    for side, expected, found in (
-        ("input", inputs, _signature(session.get_inputs())),
-        ("output", outputs, _signature(session.get_outputs())),
-    ):
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise BundleError(
-                    f"{file}: {side} {name} is {found.get(name)} where the manifest asks for "
-                    f"{expected.get(name)}; export the checkpoint again"
-                )
-
-
-def _signature(values: Iterable[Any]) -> _Signature:
-    return {
-        value.name: (value.type, tuple(size if isinstance(size, int) else None for size in value.shape))
-        for value in values
-    }
+__all__ = ["OnnxRunner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +135,9 @@ class OnnxRunner:
             "token_id": np.empty((rows, top_k), np.int64),
         }
         for tensor in self._model.state:
-            inputs[_input_name(tensor)] = slab.arrays[tensor.name][:rows]
+            inputs[input_name(tensor)] = slab.arrays[tensor.name][:rows]
             if tensor.is_returned:
-                outputs[_output_name(tensor)] = inputs[_input_name(tensor)]
+                outputs[output_name(tensor)] = inputs[input_name(tensor)]
         _bind_views(io.bind_ortvalue_input, inputs)
         _bind_views(io.bind_ortvalue_output, outputs)
         return _Binding(io, outputs["log_prob"], outputs["token_id"], tuple(inputs.values()))

@@ -15,7 +15,7 @@ __all__ = ["Doors"]
 
 
 class Doors:
-    """The listeners of a server: of its translations and of its administration.
+    """The listeners of a server: of its translations, its administration, and its health alone.
 
     Args:
         config: What the flags say.
@@ -40,6 +40,10 @@ class Doors:
                 None if tokens is None else Authentication(tokens, observe, open_health=config.open_health)
             ),
         )
+        self.health = (
+            None if config.health_port is None else Listener(host=config.health_host, port=config.health_port)
+        )
+        """`None` where health is asked for at the port of translations alone."""
         self.admin = None
         """`None` where no administration is asked for."""
         if config.admin_port is not None:

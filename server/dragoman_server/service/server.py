@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -23,6 +24,7 @@ SERVICE_NAME = translation_pb2.DESCRIPTOR.services_by_name["TranslationService"]
 """What health checks may ask for, besides the empty name and those of models."""
 
 _MESSAGE_OVERHEAD = 65536
+_PROBE_BYTES = 4096
 _REFUSAL_SECONDS = 0.25
 _QUIET_SECONDS = 2.0
 
@@ -35,13 +37,20 @@ class GrpcServer:
         limits: Bounds on one call.
         observe: Told of every translation call that has ended.
         log_texts: Whether texts go to the log.
+        health_listener: Where health checks are answered as well, and nothing else.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
     def __init__(
-        self, listener: Listener, limits: CallLimits, observe: ObserveCall, *, log_texts: bool = False
+        self,
+        listener: Listener,
+        limits: CallLimits,
+        observe: ObserveCall,
+        *,
+        log_texts: bool = False,
+        health_listener: Listener | None = None,
     ) -> None:
         self._limits = limits
         self._log_texts = log_texts
@@ -51,6 +60,12 @@ class GrpcServer:
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
         self._server, self.address = listener.listen([Guard(observe)], max_bytes)
         """HOST:PORT as it is, the port chosen."""
+        self._probed: grpc.aio.Server | None = None
+        """The server of health alone."""
+        self.health_address: str | None = None
+        """Where that listens; `None` where there is none."""
+        if health_listener is not None:
+            self._probed, self.health_address = health_listener.listen([], _PROBE_BYTES)
 
     @property
     def calls_in_progress(self) -> int:
@@ -67,6 +82,9 @@ class GrpcServer:
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._server.start()
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+            await self._probed.start()
 
     def open(self) -> None:
         """Take calls; from now on health is SERVING. The models must be warm."""
@@ -103,4 +121,6 @@ class GrpcServer:
         # takes for a reason to try again. gRPC drops one that comes while it stops, so none should.
         await self._calls.quiet(_REFUSAL_SECONDS, at_most=_QUIET_SECONDS)
         await self._server.stop(_REFUSAL_SECONDS)
+        if self._probed is not None:
+            await self._probed.stop(0.0)
         return drained

@@ -18,6 +18,7 @@ from dragoman_server.errors import (
     BusyError,
     CancelledError,
     DeadlineError,
+    DeviceError,
     InvalidRequestError,
     ModelNotFoundError,
     NotReadyError,
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 # Whatever is not here is INTERNAL.
 _CODES: dict[type[BaseException], grpc.StatusCode] = {
     BundleError: grpc.StatusCode.FAILED_PRECONDITION,
+    DeviceError: grpc.StatusCode.FAILED_PRECONDITION,
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
