@@ -155,6 +155,9 @@ def test_selectors_and_metrics_meet() -> None:
 def test_compose_names_what_is_there() -> None:
     services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
     override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())["services"]
+    secret = yaml.safe_load((DOCKER / "compose.tls.yaml").read_text())["services"]["dragoman"]
+    assert flags(secret["command"]) <= FIELDS
+    assert secret["volumes"][0].endswith(":/etc/dragoman:ro")
     assert override.keys() <= services.keys()
     for build in (services["dragoman"]["build"], override["dragoman"]["build"]):
         assert (ROOT / build["dockerfile"]).is_file()
