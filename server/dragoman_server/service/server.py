@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -16,6 +17,9 @@ from dragoman_server.service.guard import Guard, ObserveCall
 from dragoman_server.service.health import Health
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.translation import TranslationService
+
+if TYPE_CHECKING:
+    from dragoman_server.service.tracing import Tracing
 
 __all__ = ["SERVICE_NAME", "GrpcServer"]
 
@@ -35,13 +39,20 @@ class GrpcServer:
         limits: Bounds on one call.
         observe: Told of every translation call that has ended.
         log_texts: Whether texts go to the log.
+        tracing: Begins the spans of translation calls.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
     def __init__(
-        self, listener: Listener, limits: CallLimits, observe: ObserveCall, *, log_texts: bool = False
+        self,
+        listener: Listener,
+        limits: CallLimits,
+        observe: ObserveCall,
+        *,
+        log_texts: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self._limits = limits
         self._log_texts = log_texts
@@ -49,7 +60,8 @@ class GrpcServer:
         self._health = Health("", SERVICE_NAME)
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
-        self._server, self.address = listener.listen([Guard(observe)], max_bytes)
+        guard = Guard(observe, tracing, traced=SERVICE_NAME)
+        self._server, self.address = listener.listen([guard], max_bytes)
         """HOST:PORT as it is, the port chosen."""
 
     @property
