@@ -6,6 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP_FLAGS ?=
 OUT ?= bench
+DEMO_FLAGS ?=
 # One with onnxruntime-gpu in place of onnxruntime: docs/gpu.md.
 GPU_PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -53,7 +54,7 @@ soak: setup  ## 200,000 requests and faults of all kinds on one server, whose me
 	$(BIN)/python tests/faults/soak.py --requests 200000 --out .build/soak.json
 
 demo: setup  ## the whole way in miniature: train, export, serve, translate, load test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py $(DEMO_FLAGS)
 
 protos: setup  ## generate the gRPC stubs anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/generate_stubs.sh

@@ -189,7 +189,11 @@ class ServerThread:
     """A real gRPC server on a port of its own, on an event loop of its own."""
 
     def __init__(
-        self, *models: ServedModel, limits: CallLimits | None = None, listener: Listener | None = None
+        self,
+        *models: ServedModel,
+        limits: CallLimits | None = None,
+        listener: Listener | None = None,
+        tracing: Any = None,
     ) -> None:
         self.calls: list[tuple[str, str]] = []
         """Method and status code of every call that has ended."""
@@ -198,6 +202,7 @@ class ServerThread:
             max_texts=4, max_text_bytes=1000, max_beam_size=6, max_call_tokens=2000, max_concurrent_calls=40
         )
         self._listener = listener or Listener()
+        self._tracing = tracing
         self._started = threading.Event()
         self._stopped: asyncio.Event
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -207,7 +212,7 @@ class ServerThread:
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        self.grpc = GrpcServer(self._listener, self._limits, self._observe)
+        self.grpc = GrpcServer(self._listener, self._limits, self._observe, tracing=self._tracing)
         self.address = self.grpc.address
         await self.grpc.start(self._models)
         self.grpc.open()
@@ -249,10 +254,8 @@ def start_server() -> Iterator[Callable[..., ServerThread]]:
     """Starts servers that stop with the test."""
     servers: list[ServerThread] = []
 
-    def start(
-        *models: ServedModel, limits: CallLimits | None = None, listener: Listener | None = None
-    ) -> ServerThread:
-        servers.append(ServerThread(*models, limits=limits, listener=listener))
+    def start(*models: ServedModel, **options: Any) -> ServerThread:
+        servers.append(ServerThread(*models, **options))
         return servers[-1]
 
     yield start

@@ -17,19 +17,20 @@ RUNTIME_FREE = (
 IN_PROCESS = ("dragoman_server.config", "dragoman_server.loading", "dragoman_server.metrics")
 
 FORBIDDEN = {
-    "client": ("torch", "lightning", "onnx", "onnxruntime", "numpy", *OURS[1:]),
+    "client": ("torch", "lightning", "onnx", "onnxruntime", "numpy", "opentelemetry", *OURS[1:]),
     "server": (
         *("torch", "lightning", "onnx", "onnxscript"),
         *("dragoman_model", "dragoman_export", "dragoman_loadtest"),
     ),
-    "loadtest": ("torch", "lightning", "onnx", "onnxruntime", *OURS[1:4]),
-    "export": ("lightning", "onnxruntime", "grpc"),
-    "model": ("onnx", "onnxruntime", "grpc", "dragoman_export"),
+    "loadtest": ("torch", "lightning", "onnx", "onnxruntime", "opentelemetry", *OURS[1:4]),
+    "export": ("lightning", "onnxruntime", "grpc", "opentelemetry"),
+    "model": ("onnx", "onnxruntime", "grpc", "opentelemetry", "dragoman_export"),
 }
 # The exceptions, each with the reason in ARCHITECTURE.md.
 ONLY_IN = {
     "onnxruntime": "dragoman_server/engine/onnx_",
     "grpc": "dragoman_server/service/",
+    "opentelemetry": "dragoman_server/service/tracing.py",
     "dragoman": "dragoman_server/service/",
 }
 

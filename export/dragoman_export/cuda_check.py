@@ -36,7 +36,6 @@ _KERNELS: Mapping[tuple[str, str], frozenset[int]] = {
     **{("", name): _FLOATS for name in ("Gemm", "LayerNormalization", "LogSoftmax", "MatMul", "Relu")},
     ("", "Pad"): _FLOATS | {_BOOL},
     (_MICROSOFT, "GroupQueryAttention"): frozenset({_HALF}),
-    (_MICROSOFT, "SkipLayerNormalization"): _FLOATS,
 }
 """Types of the first input for which the CUDA provider of onnxruntime-gpu 1.31.1 registers a kernel, in opset
 21; of the operators that our graphs have, and of the types that they have."""

@@ -1,8 +1,9 @@
 """A float32 graph to a float16 one, half its size: meant for GPUs.
 
-Weights, activations, keys and values become float16. What loses most by it stays float32, between casts:
-norms, which square what they are given, and everything from the scores of the vocabulary on, where a softmax
-adds up thousands of terms and the mask of what must never follow is beyond float16's largest number.
+Weights, activations, keys and values become float16. What loses most by it stays float32: everything from the
+scores of the vocabulary on, where a softmax adds up thousands of terms and the mask of what must never follow
+is beyond float16's largest number; and, within LayerNormalization, the sums (its `stash_type`). The fused
+SkipLayerNormalization adds up in float16 on CUDA: it is not used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dragoman_server.state_tensor import StateTensor
 
 __all__ = ["fp16_state", "halve"]
 
-_NORM, _ATTENTION = "LayerNormalization", "GroupQueryAttention"
+_ATTENTION = "GroupQueryAttention"
 _PAST_KEY = 3
 """Its place among the inputs of attention."""
 
@@ -57,9 +58,7 @@ class _Halver:
         """Rewrite the nodes, then the weights and the types of inputs and outputs."""
         scores = {node.input[0] for node in self._graph.node if node.op_type == "LogSoftmax"}
         for node in self._graph.node:
-            if node.op_type == _NORM:
-                self._norm(node)
-            elif node.op_type == "Gemm" and node.output[0] in scores:
+            if node.op_type == "Gemm" and node.output[0] in scores:
                 self._scores(node)
             else:
                 if node.op_type == _ATTENTION and not node.input[_PAST_KEY]:
@@ -80,15 +79,6 @@ class _Halver:
             kind = value.type.tensor_type
             if kind.elem_type == TensorProto.FLOAT and value.name not in self._single:
                 kind.elem_type = TensorProto.FLOAT16
-
-    def _norm(self, node: onnx.NodeProto) -> None:
-        x, *parameters = node.input
-        self._single.update(parameters)
-        result = f"{node.output[0]}.float32"
-        single = self._cast(x, f"{result}.input", TensorProto.FLOAT)
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        self._nodes.append(helper.make_node(_NORM, [single, *parameters], [result], **attributes))
-        self._cast(result, node.output[0], TensorProto.FLOAT16)
 
     def _scores(self, node: onnx.NodeProto) -> None:
         """The product in float16, all that follows in float32: the mask, and the softmax after it."""

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from dragoman_server.starter import default_models
 
@@ -117,6 +118,11 @@ class ServerConfig(CallLimits):
     """Address that it listens on."""
     metrics_port: int | None = None
     """Port of the Prometheus endpoint, 0 for any free one; without this flag there is none."""
+    traces: str | None = None
+    """Collector that a span of every call goes to, by OTLP over gRPC: http://HOST:PORT in plaintext,
+    https://HOST:PORT by TLS; without this flag there are none."""
+    trace_ratio: float = 1.0
+    """Share of the calls to trace, 0 to 1; a caller who sends a traceparent has decided for its own."""
     drain_delay_seconds: float = 0.0
     """How long, in seconds, calls are still taken after SIGTERM or SIGINT, while balancers notice."""
     drain_seconds: float = 30.0
@@ -151,6 +157,7 @@ class ServerConfig(CallLimits):
         self._require_closed_doors()
         if self.device == "cuda" and self.workers > 1:
             raise ValueError(f"--workers must be 1 on cuda, not {self.workers}: one thread feeds the GPU")
+        self._require_traces()
         if self.max_beam_size > self.max_rows:
             raise ValueError(
                 f"--max-beam-size ({self.max_beam_size}) must not exceed --max-rows ({self.max_rows})"
@@ -176,6 +183,26 @@ class ServerConfig(CallLimits):
                 f"--admin-host {self.admin_host} would let everybody decide what is served; give "
                 "--admin-tokens or --tls-client-ca, or listen on 127.0.0.1"
             )
+
+    def _require_traces(self) -> None:
+        if self.traces is not None and not _is_endpoint(self.traces):
+            raise ValueError(
+                "--traces must be http://HOST:PORT or https://HOST:PORT, such as http://localhost:4317, "
+                f"not {self.traces!r}"
+            )
+        # Not `<`, which is false of NaN.
+        if not 0.0 <= self.trace_ratio <= 1.0:
+            raise ValueError(f"--trace-ratio must be between 0 and 1, not {self.trace_ratio}")
+
+
+def _is_endpoint(url: str) -> bool:
+    """Whether it is a scheme, a host and a port, and nothing else."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and bool(parts.port)
+    except ValueError:
+        return False
+    return known and "@" not in parts.netloc and parts[2:] in {("", "", ""), ("/", "", "")}
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
-__all__ = ["JsonFormatter", "OneLineFormatter", "set_up_logging"]
+__all__ = ["TRACE_ID", "JsonFormatter", "OneLineFormatter", "note_trace", "set_up_logging"]
+
+TRACE_ID: ContextVar[str] = ContextVar("trace_id", default="")
+"""The trace of the call in progress, in hexadecimal; empty where there is none."""
 
 _USUAL = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
@@ -18,6 +22,8 @@ class OneLineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record on one line."""
         text = super().format(record)
+        trace_id = getattr(record, "trace_id", "")
+        text += f" trace_id={trace_id}" if trace_id else ""
         return "".join(
             char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
         )
@@ -40,11 +46,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**_extra(record), **fields}, default=str)
 
 
+def note_trace(record: logging.LogRecord) -> bool:
+    """A filter that lets everything pass, and gives it the `trace_id` of its call."""
+    if trace_id := TRACE_ID.get():
+        record.trace_id = trace_id
+    return True
+
+
 def set_up_logging(style: Literal["text", "json"] = "text") -> None:
     """Send records of level INFO and above to standard error."""
     handler = logging.StreamHandler()
     text = OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if style == "json" else text)
+    handler.addFilter(note_trace)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import Parameter
 
@@ -32,6 +32,9 @@ from dragoman_server.repository import ModelRepository
 from dragoman_server.service.admin import AdminServer
 from dragoman_server.service.doors import Doors
 from dragoman_server.service.server import GrpcServer
+
+if TYPE_CHECKING:
+    from dragoman_server.service.tracing import Tracing
 
 __all__ = ["serve"]
 
@@ -67,6 +70,7 @@ def serve(*, config: Annotated[ServerConfig, Parameter(name="*")] = _DEFAULTS, j
 
 async def _serve(config: ServerConfig, json: bool) -> int:
     stop = _stop_signal()
+    tracing = _tracing(config)
     metrics = ServerMetrics()
     models = ModelTable()
     repository = ModelRepository(config, metrics, models)
@@ -79,12 +83,17 @@ async def _serve(config: ServerConfig, json: bool) -> int:
     # Before the models are loaded: an address that is taken should not take a minute to be noticed.
     doors = Doors(config, observe)
     server = GrpcServer(
-        *(doors.translation, config, observe), log_texts=config.log_texts, health_listener=doors.health
+        *(doors.translation, config, observe),
+        log_texts=config.log_texts,
+        health_listener=doors.health,
+        tracing=tracing,
     )
     admin = None if doors.admin is None else AdminServer(doors.admin, observe)
     loop = asyncio.get_running_loop()
     metrics.watch_server(lambda: server.calls_in_progress, lambda: len(asyncio.all_tasks(loop)))
     async with contextlib.AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
         write_ready_file = stack.enter_context(_ready_file(config.ready_file))
         metrics_address = _start_metrics(config, metrics, stack)
         stack.push_async_callback(repository.close)
@@ -187,6 +196,25 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     return stop
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    """What makes traces, where any are asked for.
+
+    Raises:
+        ValueError: what they need is not installed, or not set up well.
+    """
+    if config.traces is None:
+        return None
+    try:
+        from dragoman_server.service.tracing import Tracing
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ValueError(
+            "--traces needs OpenTelemetry, which is not installed: pip install 'dragoman[tracing]'"
+        ) from error
+    return Tracing(config.traces, config.trace_ratio)
 
 
 def _start_metrics(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dragoman_server.engine.messages import FinishReason, Timing
 
-__all__ = ["TextHypothesis", "TextTranslation"]
+__all__ = ["OnStage", "TextHypothesis", "TextTranslation"]
+
+OnStage = Callable[[str, float, float], None]
+"""Told of a stage of one call: its name, when it began and ended on the clock of `time.monotonic`."""
 
 
 @dataclass(frozen=True, slots=True)

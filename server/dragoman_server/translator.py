@@ -14,7 +14,7 @@ from dragoman_server.errors import EngineError, InvalidRequestError
 from dragoman_server.in_flight import InFlight, SegmentEngine, submitted
 from dragoman_server.languages import Direction, LanguageTokens
 from dragoman_server.segments import Segment, fit, join, split
-from dragoman_server.translations import TextHypothesis, TextTranslation
+from dragoman_server.translations import OnStage, TextHypothesis, TextTranslation
 
 __all__ = ["TextCodec", "Translator"]
 
@@ -89,6 +89,7 @@ class Translator:
         deadline: float | None,
         client: str = "",
         may_loop: bool = False,
+        on_stage: OnStage | None = None,
     ) -> list[TextTranslation]:
         """Translate texts, all of them or none.
 
@@ -99,6 +100,8 @@ class Translator:
             deadline: On the clock of `time.monotonic`; `None` for none.
             client: Who asks: clients take turns.
             may_loop: Whether translations are not cut where they repeat themselves.
+            on_stage: Told of the call's stages (tokenise, queue, encode, decode, detokenise), of those in the
+                engine once for every sentence.
 
         Raises:
             InvalidRequestError: the texts have too many sentences or tokens.
@@ -106,14 +109,14 @@ class Translator:
             DeadlineError, ShuttingDownError, EngineError: as the engine says.
         """
         started = time.monotonic()
-        prepared = await self._prepare(texts, direction, "texts")
+        prepared = await self._prepare(texts, direction, "texts", on_stage)
         flights = [
             self._flights(pieces, direction, options, deadline, client, may_loop=may_loop)
             for pieces in prepared
         ]
         with submitted(self._engine, [flight for text in flights for flight in text.values()]):
             return [
-                await self._collect(pieces, text, started)
+                await self._collect(pieces, text, started, on_stage)
                 for pieces, text in zip(prepared, flights, strict=True)
             ]
 
@@ -124,6 +127,7 @@ class Translator:
         options: DecodingOptions,
         deadline: float | None,
         client: str = "",
+        on_stage: OnStage | None = None,
     ) -> AsyncGenerator[str | TextTranslation, None]:
         """Translate one text; yield what its best translation grew by, last the whole result.
 
@@ -131,22 +135,24 @@ class Translator:
         `translate`.
         """
         started = time.monotonic()
-        [pieces] = await self._prepare([text], direction, "text")
+        [pieces] = await self._prepare([text], direction, "text", on_stage)
         flights = self._flights(pieces, direction, options, deadline, client, wants_progress=True)
         with submitted(self._engine, list(flights.values())):
             for index, piece in enumerate(pieces):
                 async for delta in self._deltas(piece, flights.get(index)):
                     if delta:
                         yield delta
-            yield await self._collect(pieces, flights, started)
+            yield await self._collect(pieces, flights, started, on_stage)
 
-    async def _prepare(self, texts: Sequence[str], direction: Direction, field: str) -> list[list[_Piece]]:
+    async def _prepare(
+        self, texts: Sequence[str], direction: Direction, field: str, on_stage: OnStage | None
+    ) -> list[list[_Piece]]:
         started = time.monotonic()
         if sum(map(len, texts)) <= _LONG_TEXT:
             prepared = self._pieces_of_all(texts, direction)
         else:
             prepared = await asyncio.to_thread(self._pieces_of_all, texts, direction)
-        self._observe("tokenise", time.monotonic() - started)
+        self._observe_stage("tokenise", started, on_stage)
         segments = sum(bool(piece.ids) for pieces in prepared for piece in pieces)
         if segments > self._max_segments:
             raise InvalidRequestError(
@@ -158,6 +164,12 @@ class Translator:
                 field, f"{tokens} tokens are too many for one call, which takes {self._max_call_tokens}"
             )
         return prepared
+
+    def _observe_stage(self, stage: str, started: float, on_stage: OnStage | None) -> None:
+        ended = time.monotonic()
+        self._observe(stage, ended - started)
+        if on_stage is not None:
+            on_stage(stage, started, ended)
 
     def _pieces_of_all(self, texts: Sequence[str], direction: Direction) -> list[list[_Piece]]:
         return [self._pieces(text, direction) for text in texts]
@@ -209,14 +221,21 @@ class Translator:
         yield _growth(sent, self._target.decode(best.tokens))
 
     async def _collect(
-        self, pieces: Sequence[_Piece], flights: dict[int, InFlight], started: float
+        self,
+        pieces: Sequence[_Piece],
+        flights: dict[int, InFlight],
+        started: float,
+        on_stage: OnStage | None,
     ) -> TextTranslation:
         results = {index: await flight.result() for index, flight in flights.items()}
         wanted = max((len(result.hypotheses) for result in results.values()), default=1)
         timings = [result.timing for result in results.values()]
         ended = time.monotonic()
         hypotheses = tuple(self._join(pieces, results, rank) for rank in range(wanted))
-        self._observe("detokenise", time.monotonic() - ended)
+        if on_stage is not None:
+            for index, result in results.items():
+                _tell_of_engine(on_stage, flights[index].request.arrived, result.timing)
+        self._observe_stage("detokenise", ended, on_stage)
         return TextTranslation(
             hypotheses=hypotheses,
             source_tokens=sum(len(piece.ids) for piece in pieces),
@@ -247,6 +266,14 @@ class Translator:
             finish_reason=next((reason for reason in _WORST_FIRST if reason in reasons), FinishReason.STOP),
             output_tokens=sum(len(hypothesis.tokens) for hypothesis in chosen.values()),
         )
+
+
+def _tell_of_engine(on_stage: OnStage, arrived: float, timing: Timing) -> None:
+    """Of what a segment went through, one after the other from its arrival on."""
+    ended = arrived
+    for stage, seconds in (("queue", timing.queue), ("encode", timing.encode), ("decode", timing.decode)):
+        started, ended = ended, ended + seconds
+        on_stage(stage, started, ended)
 
 
 def _growth(sent: str, text: str) -> str:

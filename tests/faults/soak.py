@@ -38,6 +38,8 @@ from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 MAX_MB_PER_100_000 = 1.0
 CALLERS = 16
 LEGS = 80
+WINDOWS = 8
+"""Of the second half, in each of which the least memory counts."""
 REST_SECONDS = 60.0
 WRITE_SECONDS = 3
 TRANSLATE = "/dragoman.v1.TranslationService/Translate"
@@ -337,9 +339,18 @@ def look(server: Server, requests: int, seconds: float) -> dict[str, float]:
 
 
 def slope(samples: list[dict[str, float]]) -> tuple[float, float, float]:
-    """MB per 100,000 requests over the second half: Theil and Sen's estimate, and its 95 % interval."""
+    """MB per 100,000 requests over the second half: Theil and Sen's estimate, and its 95 % interval.
+
+    Of the least in each of a few windows: what a large request needed goes back to the system some legs on,
+    so that single samples go up and down by far more than the bound. What is lost for good raises the least.
+    """
     half = samples[len(samples) // 2 :]
-    found = theilslopes([one["memory_mb"] for one in half], [one["requests"] / 1e5 for one in half])
+    size = -(-len(half) // WINDOWS)
+    least = [
+        min(half[first : first + size], key=lambda one: one["memory_mb"])
+        for first in range(0, len(half), size)
+    ]
+    found = theilslopes([one["memory_mb"] for one in least], [one["requests"] / 1e5 for one in least])
     return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 

@@ -29,6 +29,24 @@ from dragoman_server.config import CallLimits, ServerConfig
         ({"threads": -1}, "--threads"),
         ({"drain_seconds": -0.5}, "--drain-seconds"),
         ({"drain_seconds": float("nan")}, "--drain-seconds"),
+        ({"trace_ratio": -0.1}, "--trace-ratio"),
+        ({"trace_ratio": 1.1}, "--trace-ratio"),
+        ({"trace_ratio": float("nan")}, "--trace-ratio"),
+        *(
+            ({"traces": url}, "--traces")
+            for url in (
+                *(
+                    "",
+                    "collector",
+                    "collector:4317",
+                    "grpc://collector:4317",
+                    "http://collector",
+                    "http://:1",
+                ),
+                *("http://collector:0", "http://collector:x", "http://collector:70000", "http://[::1:4317"),
+                *("http://me:secret@collector:1", "http://collector:1/v1/traces", "http://collector:1?x=y"),
+            )
+        ),
     ],
 )
 def test_a_wrong_value_names_its_flag(values: dict[str, Any], flag: str) -> None:
@@ -45,3 +63,8 @@ def test_defaults_are_safe_and_frozen() -> None:
     assert isinstance(config, CallLimits)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("url", ["http://collector:4317", "https://collector:4317/", "http://[::1]:4317"])
+def test_a_collector_is_a_scheme_a_host_and_a_port(url: str) -> None:
+    assert ServerConfig(traces=url, trace_ratio=0.25).traces == url

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 
-from dragoman_server.logs import JsonFormatter, OneLineFormatter
+from dragoman_server.logs import TRACE_ID, JsonFormatter, OneLineFormatter, note_trace
 
 
 def test_a_record_is_one_line_whatever_it_holds() -> None:
@@ -48,3 +48,19 @@ def test_a_json_record_has_its_error() -> None:
     line = JsonFormatter().format(record)
     assert line.isprintable()
     assert "ValueError: first\nsecond" in json.loads(line)["error"]
+
+
+def test_a_record_names_the_trace_of_its_call() -> None:
+    def lines() -> list[str]:
+        record = logging.LogRecord("name", logging.INFO, "file", 1, "told", (), None)
+        assert note_trace(record)
+        return [OneLineFormatter("%(message)s").format(record), JsonFormatter().format(record)]
+
+    plain, as_json = lines()
+    assert plain == "told"
+    assert "trace_id" not in json.loads(as_json)
+    token = TRACE_ID.set("0af7651916cd43dd8448eb211c80319c")
+    plain, as_json = lines()
+    TRACE_ID.reset(token)
+    assert plain == "told trace_id=0af7651916cd43dd8448eb211c80319c"
+    assert json.loads(as_json)["trace_id"] == "0af7651916cd43dd8448eb211c80319c"

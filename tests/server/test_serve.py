@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,15 +11,21 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 import dragoman
+from dragoman.v1 import translation_pb2 as pb
+from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 
 # Serves a model that repeats its source, DELAY seconds per token, in place of a bundle's. Version 9 loads for
-# ten minutes.
+# ten minutes. The package MISSING is not installed.
 SCRIPT = """
 import os, sys, time
+if "MISSING" in os.environ:
+    sys.modules[os.environ["MISSING"]] = None
 from conftest import EchoRunner, served
 from dragoman.cli import main
 from dragoman_server import repository
@@ -53,11 +60,14 @@ def models(tmp_path: Path) -> Path:
 def start(models: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, port: str = "0", delay: float = 0.0) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str, port: str = "0", delay: float = 0.0, **variables: str
+    ) -> subprocess.Popen[str]:
         if "--models" not in arguments:
             arguments = ("--models", str(models), *arguments)
         environment = {
             **os.environ,
+            **variables,
             "DELAY": str(delay),
             "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)]),
         }
@@ -222,6 +232,16 @@ def test_what_cannot_start_says_so_in_one_line(start: Start, tmp_path: Path) -> 
         (start("--tokens", str(tmp_path / "none")), f"{tmp_path}/none"),
         (start("--tls-certificate", "x", "--tls-key", str(tmp_path / "none")), "directory: 'x'"),
         (start("--admin-port", "0", "--admin-host", "0.0.0.0"), "would let everybody decide"),
+        (start("--traces", "collector:4317"), "--traces must be http://HOST:PORT"),
+        (start("--trace-ratio", "2"), "--trace-ratio must be between 0 and 1"),
+        (
+            start("--traces", "http://localhost:4317", MISSING="opentelemetry"),
+            "pip install 'dragoman[tracing]'",
+        ),
+        (
+            start("--traces", "http://localhost:4317", OTEL_EXPORTER_OTLP_COMPRESSION="7zip"),
+            "--traces: a setting of OTEL_EXPORTER_OTLP_*",
+        ),
     ):
         output, log = process.communicate(timeout=20)
         assert process.returncode == 2
@@ -230,3 +250,52 @@ def test_what_cannot_start_says_so_in_one_line(start: Start, tmp_path: Path) -> 
         assert len(errors) == 1, log
         assert errors[0].startswith("dragoman: error: ")
         assert words in errors[0]
+
+
+def test_without_traces_opentelemetry_is_not_needed(start: Start) -> None:
+    process = start(MISSING="opentelemetry")
+    with dragoman.Client(ready_line(process).split()[3].rstrip(",")) as client:
+        assert client.translate("Hello.").text == "Hello."
+    assert_stops(process)
+
+
+def test_spans_that_wait_are_sent_at_the_end_and_the_log_names_their_trace(
+    start: Start, collector: Any
+) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    process = start("--traces", collector.endpoint, "--log-calls", "--log-format", "json")
+    with grpc.insecure_channel(ready_line(process).split()[3].rstrip(",")) as channel:
+        stub: Any = TranslationServiceStub(channel)
+        metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+        stub.Translate(pb.TranslateRequest(texts=["Hello."]), metadata=metadata)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert len(collector.spans) == 6
+    assert {span.trace_id.hex() for span in collector.spans} == {trace}
+    records = [json.loads(line) for line in log.splitlines()]
+    assert [record["method"] for record in records if record.get("trace_id") == trace] == [
+        "/dragoman.v1.TranslationService/Translate"
+    ]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_collector_that_is_gone_or_silent_costs_nobody_anything(start: Start, listens: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if not listens:
+            listener.close()
+        process = start("--traces", endpoint, "--log-format", "json")
+        with dragoman.Client(ready_line(process).split()[3].rstrip(",")) as client:
+            for _ in range(200):
+                assert client.translate("Hello.").text == "Hello."
+            time.sleep(2)  # the first batches are on their way
+            assert client.translate("Hello.").text == "Hello."
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert time.monotonic() - started < 6
+    warnings = [record for record in map(json.loads, log.splitlines()) if record["level"] != "INFO"]
+    assert {record["logger"] for record in warnings} == {"dragoman_server.service.tracing"}
+    assert len(warnings) <= 2

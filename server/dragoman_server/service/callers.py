@@ -1,16 +1,27 @@
-"""Who calls, and which model answers."""
+"""Who calls, which model answers, and the span that is told of it."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-__all__ = ["answered_by", "authenticated_as", "caller_of", "model_of_call"]
+if TYPE_CHECKING:
+    from dragoman_server.service.tracing import CallSpan
+
+__all__ = [
+    "answered_by",
+    "authenticated_as",
+    "caller_of",
+    "model_of_call",
+    "span_of_call",
+    "traced_by",
+]
 
 _NAME: ContextVar[str | None] = ContextVar("caller", default=None)
 _MODEL: ContextVar[str] = ContextVar("model", default="")
+_SPAN: ContextVar[CallSpan | None] = ContextVar("span", default=None)
 
 
 def authenticated_as(name: str) -> None:
@@ -31,3 +42,13 @@ def answered_by(model: str) -> None:
 def model_of_call() -> str:
     """The name of that model; empty before one was found."""
     return _MODEL.get()
+
+
+def traced_by(span: CallSpan) -> None:
+    """Note the span that is to be told of the call in progress."""
+    _SPAN.set(span)
+
+
+def span_of_call() -> CallSpan | None:
+    """That span; `None` where the call is not traced."""
+    return _SPAN.get()

@@ -8,19 +8,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from dragoman_server.errors import InvalidRequestError
+from dragoman_server.logs import TRACE_ID
 from dragoman_server.metrics import CallRecord
-from dragoman_server.service.callers import caller_of, model_of_call
+from dragoman_server.service.callers import caller_of, model_of_call, traced_by
 from dragoman_server.service.status import abort, code_of
+
+if TYPE_CHECKING:
+    from dragoman_server.service.tracing import CallSpan, Tracing
 
 __all__ = ["Guard", "ObserveCall"]
 
 ObserveCall = Callable[[CallRecord], None]
+
+_TRACEPARENT = "traceparent"
 
 _Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
 
@@ -34,10 +40,14 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Args:
         observe: Told of every call that has ended.
+        tracing: Of the calls of `traced`; `None`: of none.
+        traced: The service whose calls are traced, in full.
     """
 
-    def __init__(self, observe: ObserveCall) -> None:
+    def __init__(self, observe: ObserveCall, tracing: Tracing | None = None, traced: str = "") -> None:
         self._observe = observe
+        self._tracing = tracing
+        self._traced = f"/{traced}/"
 
     async def intercept_service(
         self,
@@ -64,6 +74,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.monotonic()
             code = grpc.StatusCode.OK
+            span = self._begin_span(method, context, started)
             try:
                 _require_sound(request)
                 return await behaviour(request, context)
@@ -81,10 +92,30 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = _gone(context)
                 raise
             finally:
-                seconds = time.monotonic() - started
-                self._observe(CallRecord(method, code.name, seconds, caller_of(context), model_of_call()))
+                ended = time.monotonic()
+                self._observe(
+                    CallRecord(method, code.name, ended - started, caller_of(context), model_of_call())
+                )
+                if span is not None:
+                    span.end(code, ended)
 
         return guarded
+
+    def _begin_span(
+        self, method: str, context: grpc.aio.ServicerContext[Any, Any], started: float
+    ) -> CallSpan | None:
+        """The call's span, known to the handler and the log; `None` where none will be sent."""
+        if self._tracing is None or not method.startswith(self._traced):
+            return None
+        metadata = context.invocation_metadata() or ()
+        # gRPC hands on one of several.
+        traceparent = next((str(value) for key, value in metadata if key == _TRACEPARENT), None)
+        span = self._tracing.begin(method, traceparent, started)
+        TRACE_ID.set(span.trace_id)
+        if not span.is_recording:
+            return None
+        traced_by(span)
+        return span
 
 
 async def _abort(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -17,6 +18,9 @@ from dragoman_server.service.guard import Guard, ObserveCall
 from dragoman_server.service.health import Health
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.translation import TranslationService
+
+if TYPE_CHECKING:
+    from dragoman_server.service.tracing import Tracing
 
 __all__ = ["SERVICE_NAME", "GrpcServer"]
 
@@ -38,6 +42,7 @@ class GrpcServer:
         observe: Told of every translation call that has ended.
         log_texts: Whether texts go to the log.
         health_listener: Where health checks are answered as well, and nothing else.
+        tracing: Begins the spans of translation calls.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -51,6 +56,7 @@ class GrpcServer:
         *,
         log_texts: bool = False,
         health_listener: Listener | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._limits = limits
         self._log_texts = log_texts
@@ -58,7 +64,8 @@ class GrpcServer:
         self._health = Health("", SERVICE_NAME)
         # Room for the largest call and for one that is a little larger, which is told its wrong field.
         max_bytes = limits.max_texts * limits.max_text_bytes + _MESSAGE_OVERHEAD
-        self._server, self.address = listener.listen([Guard(observe)], max_bytes)
+        guard = Guard(observe, tracing, traced=SERVICE_NAME)
+        self._server, self.address = listener.listen([guard], max_bytes)
         """HOST:PORT as it is, the port chosen."""
         self._probed: grpc.aio.Server | None = None
         """The server of health alone."""

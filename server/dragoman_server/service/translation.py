@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -18,7 +18,7 @@ from dragoman_server.drain import CallCounter
 from dragoman_server.errors import SlowReaderError
 from dragoman_server.languages import Direction
 from dragoman_server.models import ModelTable, ServedModel
-from dragoman_server.service.callers import answered_by, caller_of
+from dragoman_server.service.callers import answered_by, caller_of, span_of_call
 from dragoman_server.service.convert import (
     TranslationCall,
     model_response,
@@ -28,7 +28,7 @@ from dragoman_server.service.convert import (
     translation_message,
 )
 from dragoman_server.service.stream_writer import StreamWriter
-from dragoman_server.translations import TextTranslation
+from dragoman_server.translations import OnStage, TextTranslation
 
 __all__ = ["TranslationService"]
 
@@ -64,8 +64,10 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
             call = translate_call(request, self._limits)
             with self._lease(call) as (model, direction):
                 translations = await model.translator.translate(
-                    call.texts, direction, call.options, _deadline(context), caller_of(context)
+                    *(call.texts, direction, call.options, _deadline(context), caller_of(context)),
+                    on_stage=_on_stage(),
                 )
+                _note_translated(translations)
                 return pb.TranslateResponse(
                     model=model.description.name,
                     version=model.description.version,
@@ -97,11 +99,14 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
                 )
                 [text] = call.texts
                 updates = model.translator.stream(
-                    text, direction, call.options, _deadline(context), caller_of(context)
+                    *(text, direction, call.options, _deadline(context), caller_of(context)),
+                    on_stage=_on_stage(),
                 )
                 # Closing frees the segments when the caller goes away between two writes.
                 async with contextlib.aclosing(updates):
                     async for update in updates:
+                        if isinstance(update, TextTranslation):
+                            _note_translated([update])
                         await writer.write(_stream_message(update))
 
     @contextlib.contextmanager
@@ -110,7 +115,10 @@ class TranslationService(translation_pb2_grpc.TranslationServiceServicer):
         if self._log_texts:
             _log.info("texts: %s", json.dumps(call.texts), extra={"texts": call.texts})
         with self._models.lease(call.model, call.source_language, call.target_language) as leased:
-            answered_by(leased[0].description.name)
+            description = leased[0].description
+            answered_by(description.name)
+            if (span := span_of_call()) is not None:
+                span.asked(description, len(call.texts))
             yield leased
 
     async def ListModels(  # noqa: N802
@@ -134,6 +142,17 @@ def _stream_message(update: str | TextTranslation) -> pb.TranslateStreamResponse
     if isinstance(update, str):
         return pb.TranslateStreamResponse(text_delta=update)
     return pb.TranslateStreamResponse(final=translation_message(update))
+
+
+def _on_stage() -> OnStage | None:
+    """Who is told of the stages of the call in progress, where anybody is."""
+    span = span_of_call()
+    return None if span is None else span.stage
+
+
+def _note_translated(translations: Sequence[TextTranslation]) -> None:
+    if (span := span_of_call()) is not None:
+        span.translated(translations)
 
 
 def _deadline(context: _Context) -> float | None:
