@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,9 +25,7 @@ KUBERNETES = "1.33"
 DOCKERFILES = ["Dockerfile", "Dockerfile.cuda"]
 LOCKS = {"Dockerfile": ("requirements.txt", "server"), "Dockerfile.cuda": ("requirements.cuda.txt", "cuda")}
 MANIFESTS = sorted(
-    path.name
-    for path in (DOCKER / "kubernetes").glob("*.yaml")
-    if path.name not in ("kustomization.yaml", "prometheus-adapter.yaml")
+    path.name for path in (DOCKER / "kubernetes/base").glob("*.yaml") if path.name != "kustomization.yaml"
 )
 FIELDS = set(ServerConfig.__dataclass_fields__)
 
@@ -46,7 +45,7 @@ def flags(words: list[str]) -> set[str]:
 
 
 def manifest(name: str) -> Any:
-    return yaml.safe_load((DOCKER / "kubernetes" / name).read_text())
+    return yaml.safe_load((DOCKER / "kubernetes/base" / name).read_text())
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -145,11 +144,46 @@ def test_selectors_and_metrics_meet() -> None:
         assert manifest(name)["spec"]["selector"]["matchLabels"] == labels
     assert manifest("network-policy.yaml")["spec"]["podSelector"]["matchLabels"] == labels
     [metric] = manifest("autoscaler.yaml")["spec"]["metrics"]
-    [rule] = manifest("prometheus-adapter.yaml")["rules"]["custom"]
+    adapter = yaml.safe_load((DOCKER / "kubernetes/prometheus-adapter.yaml").read_text())
+    [rule] = adapter["rules"]["custom"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     series = rule["seriesQuery"].partition("{")[0].removesuffix("_bucket")
     assert f"`{series}`" in (ROOT / "docs/metrics.md").read_text()
     assert sorted(manifest("kustomization.yaml")["resources"]) == MANIFESTS
+
+
+def test_an_overlay_stands_beside_what_it_changes() -> None:
+    overlay = DOCKER / "kubernetes/cuda"
+    said = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    for resource in said["resources"]:
+        found = (overlay / resource).resolve()
+        assert (found / "kustomization.yaml").is_file()
+        # kustomize takes a folder above for a cycle.
+        assert found not in overlay.resolve().parents
+    [change] = said["patches"]
+    for operation in yaml.safe_load(change["patch"]):
+        *path, last = operation["path"].removeprefix("/").split("/")
+        place = manifest("deployment.yaml")
+        for word in path:
+            place = place[int(word) if isinstance(place, list) else word]
+        assert operation["op"] == "add" or last in place
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("name", ["base", "cuda"])
+def test_kustomize_makes_manifests_that_kubernetes_takes(name: str) -> None:
+    done = linted("kubectl", "kustomize", DOCKER / "kubernetes" / name)
+    assert done.returncode == 0, done.stderr
+    made = list(yaml.safe_load_all(done.stdout))
+    assert len(made) == len(MANIFESTS)
+    for one in made:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    [deployment] = [one for one in made if one["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    on_gpu = name == "cuda"
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) is on_gpu
+    assert ("--device=cuda" in container["args"]) is on_gpu
+    assert container["image"] == ("dragoman:cuda" if on_gpu else "dragoman")
 
 
 def test_compose_names_what_is_there() -> None:
