@@ -264,6 +264,20 @@ def test_the_resource_says_who_sends_and_the_environment_may_say_more(
     assert told["service.version"]
 
 
+def test_spans_go_by_tls_to_a_collector_whose_authority_the_environment_names(
+    start_collector: Any, authority: Any, stranger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority.issue("collector")
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    collector = start_collector(credentials)
+    for ca, taken in ((stranger.ca, 0), (authority.ca, 1)):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(ca))
+        tracing = Tracing(collector.endpoint, 1.0)
+        tracing.begin("/dragoman.v1.TranslationService/Translate", None, 0.0).end(grpc.StatusCode.OK, 1.0)
+        asyncio.run(tracing.close())
+        assert len(collector.spans) == taken
+
+
 @pytest.mark.parametrize("traceparent", [SAMPLED, UNSAMPLED, None])
 def test_the_log_names_the_trace(traced_by: Any, engine: Any, traceparent: str | None) -> None:
     stream = io.StringIO()
