@@ -162,12 +162,15 @@ def test_the_callers_span_is_the_parent(traced: Traced) -> None:
         SAMPLED + "-" + "x" * 600,
     ],
 )
-def test_a_malformed_traceparent_is_ignored(traced: Traced, collector: Any, traceparent: str) -> None:
+def test_a_malformed_traceparent_is_ignored(
+    traced: Traced, collector: Any, traceparent: str, caplog: pytest.LogCaptureFixture
+) -> None:
     traced.translate("x", traceparent=traceparent)
     [call] = of_calls(traced.spans())
     assert call.parent_span_id == b""
     assert call.trace_id.hex() != TRACE
     assert SECRET.encode() not in collector.requests[0].SerializeToString()
+    assert not caplog.records
 
 
 def test_a_call_whose_caller_does_not_sample_is_not_exported(traced: Traced) -> None:

@@ -46,6 +46,7 @@ _SEND_EVERY_SECONDS = 1.0
 _EXPORT_SECONDS = 5.0
 _CLOSING_SECONDS = 2.0
 _NEWS_SECONDS = 60.0
+_MAX_TRACEPARENT = 512
 
 # What the conventions take for a fault of the server's.
 _FAULTS = frozenset(
@@ -196,7 +197,9 @@ class Tracing:
             traceparent: The caller's, of W3C Trace Context; ignored where it is malformed.
             started: When, on the clock of `time.monotonic`.
         """
-        carrier = {} if traceparent is None else {"traceparent": traceparent}
+        # The library logs that a longer one is ignored: callers do not write this log.
+        sound = traceparent is not None and len(traceparent) <= _MAX_TRACEPARENT
+        carrier = {"traceparent": traceparent} if sound else {}
         return CallSpan(self._tracer, method, self._propagator.extract(carrier, Context()), started)
 
     async def close(self) -> None:
