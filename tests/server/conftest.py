@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import lru_cache
@@ -213,11 +214,14 @@ def bench_of() -> type[Bench]:
 class Collector(TraceServiceServicer):
     """Takes spans, by OTLP over gRPC, on a port of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         add_TraceServiceServicer_to_server(self, self._server)
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            self.endpoint = f"https://127.0.0.1:{self._server.add_secure_port('127.0.0.1:0', credentials)}"
         self._server.start()
 
     def Export(  # noqa: N802 - the generated base class names it
@@ -241,7 +245,18 @@ class Collector(TraceServiceServicer):
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
+def start_collector() -> Iterator[Callable[..., Collector]]:
+    """Starts collectors that stop with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*credentials: grpc.ServerCredentials) -> Collector:
+            collector = Collector(*credentials)
+            stack.callback(collector.close)
+            return collector
+
+        yield start
+
+
+@pytest.fixture
+def collector(start_collector: Callable[..., Collector]) -> Collector:
+    return start_collector()

@@ -162,12 +162,15 @@ def test_the_callers_span_is_the_parent(traced: Traced) -> None:
         SAMPLED + "-" + "x" * 600,
     ],
 )
-def test_a_malformed_traceparent_is_ignored(traced: Traced, collector: Any, traceparent: str) -> None:
+def test_a_malformed_traceparent_is_ignored(
+    traced: Traced, collector: Any, traceparent: str, caplog: pytest.LogCaptureFixture
+) -> None:
     traced.translate("x", traceparent=traceparent)
     [call] = of_calls(traced.spans())
     assert call.parent_span_id == b""
     assert call.trace_id.hex() != TRACE
     assert SECRET.encode() not in collector.requests[0].SerializeToString()
+    assert not caplog.records
 
 
 def test_a_call_whose_caller_does_not_sample_is_not_exported(traced: Traced) -> None:
@@ -262,6 +265,20 @@ def test_the_resource_says_who_sends_and_the_environment_may_say_more(
     assert told["service.name"] == "translations"
     assert told["deployment.environment.name"] == "test"
     assert told["service.version"]
+
+
+def test_spans_go_by_tls_to_a_collector_whose_authority_the_environment_names(
+    start_collector: Any, authority: Any, stranger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority.issue("collector")
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    collector = start_collector(credentials)
+    for ca, taken in ((stranger.ca, 0), (authority.ca, 1)):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(ca))
+        tracing = Tracing(collector.endpoint, 1.0)
+        tracing.begin("/dragoman.v1.TranslationService/Translate", None, 0.0).end(grpc.StatusCode.OK, 1.0)
+        asyncio.run(tracing.close())
+        assert len(collector.spans) == taken
 
 
 @pytest.mark.parametrize("traceparent", [SAMPLED, UNSAMPLED, None])

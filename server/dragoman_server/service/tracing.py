@@ -46,6 +46,7 @@ _SEND_EVERY_SECONDS = 1.0
 _EXPORT_SECONDS = 5.0
 _CLOSING_SECONDS = 2.0
 _NEWS_SECONDS = 60.0
+_MAX_TRACEPARENT = 512
 
 # What the conventions take for a fault of the server's.
 _FAULTS = frozenset(
@@ -75,6 +76,8 @@ class CallSpan:
         self._tracer = tracer
         self._wall_clock = time.time_ns() - round(time.monotonic() * 1e9)
         self._stages: dict[str, tuple[float, float, float]] = {}
+        # Attributes, for the end.
+        self._found: dict[str, str | int] = {}
         self._span = tracer.start_span(
             name,
             context=parent,
@@ -103,13 +106,11 @@ class CallSpan:
 
     def asked(self, model: ModelDescription, texts: int) -> None:
         """Note what the call wants translated, and by which model."""
-        self._span.set_attributes(
-            {
-                "dragoman.model.name": model.name,
-                "dragoman.model.version": model.version,
-                "dragoman.texts": texts,
-            }
-        )
+        self._found |= {
+            "dragoman.model.name": model.name,
+            "dragoman.model.version": model.version,
+            "dragoman.texts": texts,
+        }
 
     def stage(self, name: str, started: float, ended: float) -> None:
         """Note that a stage went on for one of its texts or sentences; may be called often for one stage."""
@@ -118,13 +119,11 @@ class CallSpan:
 
     def translated(self, translations: Sequence[TextTranslation]) -> None:
         """Note how much was translated."""
-        self._span.set_attributes(
-            {
-                "dragoman.sentences": sum(one.segments for one in translations),
-                "dragoman.source_tokens": sum(one.source_tokens for one in translations),
-                "dragoman.output_tokens": sum(one.hypotheses[0].output_tokens for one in translations),
-            }
-        )
+        self._found |= {
+            "dragoman.sentences": sum(one.segments for one in translations),
+            "dragoman.source_tokens": sum(one.source_tokens for one in translations),
+            "dragoman.output_tokens": sum(one.hypotheses[0].output_tokens for one in translations),
+        }
 
     def end(self, code: grpc.StatusCode, ended: float) -> None:
         """The call has ended: hand its spans over to be sent."""
@@ -137,12 +136,11 @@ class CallSpan:
                 start_time=self._nanoseconds(first),
             )
             stage.end(self._nanoseconds(last))
-        self._span.set_attributes(
-            {"rpc.response.status_code": code.name, "rpc.grpc.status_code": code.value[0]}
-        )
+        self._found |= {"rpc.response.status_code": code.name, "rpc.grpc.status_code": code.value[0]}
         if code in _FAULTS:
-            self._span.set_attribute("error.type", code.name)
+            self._found["error.type"] = code.name
             self._span.set_status(Status(StatusCode.ERROR, code.name))
+        self._span.set_attributes(self._found)
         self._span.end(self._nanoseconds(ended))
 
     def _nanoseconds(self, moment: float) -> int:
@@ -199,7 +197,9 @@ class Tracing:
             traceparent: The caller's, of W3C Trace Context; ignored where it is malformed.
             started: When, on the clock of `time.monotonic`.
         """
-        carrier = {} if traceparent is None else {"traceparent": traceparent}
+        # The library logs that a longer one is ignored: callers do not write this log.
+        sound = traceparent is not None and len(traceparent) <= _MAX_TRACEPARENT
+        carrier = {"traceparent": traceparent} if sound else {}
         return CallSpan(self._tracer, method, self._propagator.extract(carrier, Context()), started)
 
     async def close(self) -> None:
