@@ -191,6 +191,10 @@ def test_compose_names_what_is_there() -> None:
     override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())["services"]
     secret = yaml.safe_load((DOCKER / "compose.tls.yaml").read_text())["services"]["dragoman"]
     assert flags(secret["command"]) <= FIELDS
+    for name in DOCKERFILES:
+        # It takes the place of the image's command, which must not lose a flag by that.
+        [command] = [yaml.safe_load(rest) for word, rest in instructions(name) if word == "CMD"]
+        assert flags(command) <= flags(secret["command"])
     assert secret["volumes"][0].endswith(":/etc/dragoman:ro")
     assert override.keys() <= services.keys()
     for build in (services["dragoman"]["build"], override["dragoman"]["build"]):
