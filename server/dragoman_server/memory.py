@@ -7,10 +7,15 @@ they grow, once it has seen that large blocks come and go, and takes them from i
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
+from collections.abc import Callable
 
-__all__ = ["keep_little_freed", "return_freed_memory"]
+__all__ = ["REST_SECONDS", "keep_little_freed", "return_freed_memory", "return_when_at_rest"]
+
+REST_SECONDS = 1.0
+"""Without a call, after which what is free goes back."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGE_BYTES = 8 * 2**20
@@ -43,3 +48,20 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+async def return_when_at_rest(ended_calls: Callable[[], int], calls_in_progress: Callable[[], int]) -> None:
+    """For ever: return freed memory, once, when calls have ended and then none has come for `REST_SECONDS`.
+
+    Args:
+        ended_calls: How many calls have ended so far.
+        calls_in_progress: How many have not.
+    """
+    seen = returned = ended_calls()
+    while True:
+        await asyncio.sleep(REST_SECONDS)
+        ended = ended_calls()
+        if seen == ended > returned and not calls_in_progress():
+            await asyncio.to_thread(return_freed_memory)
+            returned = ended
+        seen = ended

@@ -93,6 +93,8 @@ class ServerMetrics:
             ("model", "version", "precision", "device"),
             registry=self.registry,
         )
+        self.ended_calls = 0
+        """Of all methods."""
         self._served: dict[str, tuple[str, str, str, str]] = {}
         self._stalled = self._gauge("stalled_workers", "Decode threads that stand still.")
 
@@ -106,6 +108,7 @@ class ServerMetrics:
 
     def observe_call(self, call: CallRecord) -> None:
         """Count a call that has ended."""
+        self.ended_calls += 1
         self._calls.labels(call.method, call.code).inc()
         self._call_seconds.labels(call.method).observe(call.seconds)
 

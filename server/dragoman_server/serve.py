@@ -25,7 +25,7 @@ from dragoman_server.config import ServerConfig
 from dragoman_server.engine.onnx_cuda import cuda_device, require_cuda
 from dragoman_server.engine.threads import choose_threads
 from dragoman_server.logs import set_up_logging
-from dragoman_server.memory import keep_little_freed
+from dragoman_server.memory import keep_little_freed, return_when_at_rest
 from dragoman_server.metrics import CallRecord, MetricsEndpoint, ServerMetrics
 from dragoman_server.models import ModelTable
 from dragoman_server.repository import ModelRepository
@@ -101,7 +101,11 @@ async def _serve(config: ServerConfig, json: bool) -> int:
         try:
             if await _ended_before(stop, repository.load_all()):
                 server.open()
-                async with _kept_up_to_date(config, repository, admin), _health_kept_true(server, repository):
+                duties = (
+                    _keep_health_true(server, repository),
+                    return_when_at_rest(lambda: metrics.ended_calls, lambda: server.calls_in_progress),
+                )
+                async with _kept_up_to_date(config, repository, admin), _meanwhile(*duties):
                     addresses = {
                         "address": server.address,
                         "health_address": server.health_address,
@@ -158,21 +162,23 @@ async def _kept_up_to_date(
             await asyncio.wait((watch,))
 
 
+async def _keep_health_true(server: GrpcServer, repository: ModelRepository) -> None:
+    """Look after the engines, and say NOT_SERVING while one is of no use."""
+    while True:
+        server.set_models(repository.check_engines())
+        await asyncio.sleep(_CHECK_SECONDS)
+
+
 @contextlib.asynccontextmanager
-async def _health_kept_true(server: GrpcServer, repository: ModelRepository) -> AsyncIterator[None]:
-    """Look after the engines, and say NOT_SERVING while one is of no use, until the server stops."""
-
-    async def look_after() -> None:
-        while True:
-            server.set_models(repository.check_engines())
-            await asyncio.sleep(_CHECK_SECONDS)
-
-    looking = asyncio.create_task(look_after())
+async def _meanwhile(*duties: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Have what never ends done until the server stops."""
+    tasks = [asyncio.create_task(duty) for duty in duties]
     try:
         yield
     finally:
-        looking.cancel()
-        await asyncio.wait((looking,))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _stop(server: GrpcServer, config: ServerConfig) -> int:

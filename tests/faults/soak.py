@@ -34,13 +34,14 @@ from scipy.stats import theilslopes
 from conftest import USUAL_TEXT, Server, served, tokens_of
 from dragoman.v1.translation_pb2 import DecodingOptions, TranslateRequest, TranslateStreamRequest
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
+from dragoman_server.memory import REST_SECONDS
 
 MAX_MB_PER_100_000 = 1.0
 CALLERS = 16
 LEGS = 80
 WINDOWS = 8
 """Of the second half, in each of which the least memory counts."""
-REST_SECONDS = 60.0
+WAIT_SECONDS = 60.0
 WRITE_SECONDS = 3
 TRANSLATE = "/dragoman.v1.TranslationService/Translate"
 NARROW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
@@ -294,13 +295,14 @@ def soak(server: Server, kinds: list[str], seed: int, say: Callable[[str], None]
                 if outcome not in KINDS[name].outcomes:
                     unexpected.append(f"{name}: {outcome} {details}"[:300])
             seconds = time.monotonic() - begun
-            server.wait_until(lambda: not any(server.held().values()), "nothing in progress", REST_SECONDS)
+            server.wait_until(lambda: not any(server.held().values()), "nothing in progress", WAIT_SECONDS)
             for ending in caller.let_go():
                 outcomes[NEVER_READS_ENDS][ending] += 1
                 if ending != "CANCELLED":
                     unexpected.append(f"{NEVER_READS_ENDS}: {ending}")
             with contextlib.suppress(AssertionError):  # what stays is judged by the samples
                 server.wait_until(lambda: settled(server, before), "settled", 10)
+            time.sleep(2 * REST_SECONDS + 0.5)  # until what is free has gone back to the system
             samples.append(look(server, leg.stop, seconds))
             say(json.dumps(samples[-1]))
     same = server.translation() == server.usual
