@@ -38,7 +38,8 @@ from dragoman_server.memory import REST_SECONDS
 
 MAX_MB_PER_100_000 = 1.0
 CALLERS = 16
-LEGS = 80
+LEGS, FEWEST_LEGS, LEG_REQUESTS = 80, 10, 1000
+"""Legs: at most, at least, and the requests of one between these bounds."""
 WINDOWS = 8
 """Of the second half, in each of which the least memory counts."""
 WAIT_SECONDS = 60.0
@@ -273,7 +274,7 @@ def soak(server: Server, kinds: list[str], seed: int, say: Callable[[str], None]
     outcomes = {name: Counter[str]() for name in [*KINDS, NEVER_READS_ENDS]}
     unexpected: list[str] = []
     samples: list[dict[str, float]] = []
-    size = -(-len(kinds) // LEGS)
+    size = -(-len(kinds) // min(LEGS, max(FEWEST_LEGS, len(kinds) // LEG_REQUESTS)))
     started = time.monotonic()
     with server.channel() as channel, ThreadPoolExecutor(CALLERS) as pool:
         caller = Caller(server, channel)
@@ -369,7 +370,7 @@ def judge(record: dict[str, Any], max_mb: float) -> list[str]:
     for name in ("descriptors", "threads", "tasks"):
         early = max(one[name] for one in samples[: len(samples) // 2])
         # gRPC adds a thread to its pool for a while when it is short of one: that is nothing left behind.
-        late = min(one[name] for one in samples[-(len(samples) // 10) :])
+        late = min(one[name] for one in samples[-max(3, len(samples) // 10) :])
         if late > early:
             findings.append(f"{name}: {late} or more all the last tenth, {early} at most in the first half")
     findings += [f"left behind: {count:g} {name}" for name, count in record["left_behind"].items() if count]
