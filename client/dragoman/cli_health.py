@@ -41,6 +41,8 @@ def health(
     Returns:
         The exit code: 0 where it is SERVING, 1 where it is not, does not know the name, or does not answer.
     """
+    if "," in endpoint:
+        raise ValueError(f"--endpoint {endpoint} names several servers, of which one would answer; ask each")
     credentials = Credentials.from_environment(token_file)
     with _HealthClient(endpoint, credentials, watches_health=False) as client:
         try:

@@ -63,9 +63,15 @@ def test_nobody_there(health: Run) -> None:
 
 
 def test_a_mistake_is_told_from_an_answer(health: Run) -> None:
-    code, _, error = health("--timeout", "soon")
-    assert code == 2
-    assert error.startswith("dragoman: error: ")
+    for mistake in (
+        ("--timeout", "soon"),
+        ("--endpoint", "127.0.0.1:1,127.0.0.1:2"),
+        ("--token-file", "/nonexistent"),
+    ):
+        code, output, error = health(*mistake)
+        assert (code, output) == (2, "")
+        assert error.startswith("dragoman: error: ")
+        assert error.count("\n") == 1
 
 
 def test_probes_need_neither_certificate_nor_token_and_get_nothing_else(

@@ -147,8 +147,10 @@ def test_selectors_and_metrics_meet() -> None:
     adapter = yaml.safe_load((DOCKER / "kubernetes/prometheus-adapter.yaml").read_text())
     [rule] = adapter["rules"]["custom"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-    series = rule["seriesQuery"].partition("{")[0].removesuffix("_bucket")
-    assert f"`{series}`" in (ROOT / "docs/metrics.md").read_text()
+    known = (ROOT / "docs/metrics.md").read_text()
+    series = re.findall(r"dragoman_\w+", rule["seriesQuery"] + rule["metricsQuery"])
+    assert len(series) == 2
+    assert all(f"`{one.removesuffix('_bucket')}`" in known for one in series)
     assert sorted(manifest("kustomization.yaml")["resources"]) == MANIFESTS
 
 
@@ -191,6 +193,10 @@ def test_compose_names_what_is_there() -> None:
     override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())["services"]
     secret = yaml.safe_load((DOCKER / "compose.tls.yaml").read_text())["services"]["dragoman"]
     assert flags(secret["command"]) <= FIELDS
+    for name in DOCKERFILES:
+        # It takes the place of the image's command, which must not lose a flag by that.
+        [command] = [yaml.safe_load(rest) for word, rest in instructions(name) if word == "CMD"]
+        assert flags(command) <= flags(secret["command"])
     assert secret["volumes"][0].endswith(":/etc/dragoman:ro")
     assert override.keys() <= services.keys()
     for build in (services["dragoman"]["build"], override["dragoman"]["build"]):
