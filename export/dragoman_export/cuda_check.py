@@ -33,7 +33,10 @@ _KERNELS: Mapping[tuple[str, str], frozenset[int]] = {
             *("Transpose", "Unsqueeze"),
         )
     },
-    **{("", name): _FLOATS for name in ("Gemm", "LayerNormalization", "LogSoftmax", "MatMul", "Relu")},
+    **{
+        ("", name): _FLOATS
+        for name in ("Gelu", "Gemm", "LayerNormalization", "LogSoftmax", "MatMul", "Relu", "Sigmoid")
+    },
     ("", "Pad"): _FLOATS | {_BOOL},
     (_MICROSOFT, "GroupQueryAttention"): frozenset({_HALF}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def test_the_graphs_for_cuda_run_there(half: Bundle, step: onnx.ModelProto) -> N
     assert cuda_findings(encoder) == []
     assert cuda_findings(step, STEP_HOST_INPUTS) == []
     assert cuda_findings(onnx.load(MOVE_ROWS), ["pads"]) == []
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swish"])
+def test_so_do_those_of_other_activations(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, activation: str
+) -> None:
+    options = ExportOptions(precision=("fp16",))
+    bundle = export_checkpoint(make_checkpoint(activation=activation), tmp_path / "tiny" / "1", options)
+    assert bundle.manifest.gates["fp16"].passed
 
 
 def test_attention_in_float32_is_found(step: onnx.ModelProto) -> None:
