@@ -137,7 +137,8 @@ class Server:
         self.wait_until(lambda: not any(self.held().values()), "slots, queue and calls empty", seconds)
         self.wait_until(lambda: self.tasks() <= tasks, f"no more than {tasks} tasks", seconds)
         assert self.translation() == self.usual
-        assert self.memory_mib() - memory <= memory_mib
+        bound = memory + memory_mib
+        self.wait_until(lambda: self.memory_mib() <= bound, f"memory back below {bound:.0f} MiB", seconds)
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
