@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragoman_server.engine import DecodingOptions, Engine, FinishReason, Outcome
-from dragoman_server.engine.repetition import Repetition, repeats
+from dragoman_server.engine.repetition import ends_in_loop, repeats
 
 phrases = st.lists(st.integers(3, 9), min_size=1, max_size=8)
 
@@ -24,14 +24,9 @@ def test_a_phrase_again_and_again_is_a_repetition(phrase, before, tokens):
 @given(st.lists(st.integers(3, 5), min_size=1, max_size=80), st.integers(1, 30))
 def test_token_by_token_says_what_the_whole_says(tokens, at_least):
     """The first prefix that ends in a loop is the first that has one."""
-    repetition, slots = Repetition(4, at_least), np.array([2])
-    histories = np.zeros((4, len(tokens)), np.int32)
-    found = []
-    for position, token in enumerate(tokens):
-        repetition.append(slots, np.array([token]), histories, np.array([position]))
-        histories[2, position] = token
-        found.append(bool(repetition.is_loop(slots)[0]))
-    expected = [repeats(tokens[: length + 1], at_least) for length in range(len(tokens))]
+    prefixes = [np.array(tokens[:length], np.int32) for length in range(1, len(tokens) + 1)]
+    found = [ends_in_loop(prefix, at_least) for prefix in prefixes]
+    expected = [repeats(prefix.tolist(), at_least) for prefix in prefixes]
     assert any(found) == any(expected)
     if any(found):
         assert found.index(True) == expected.index(True)

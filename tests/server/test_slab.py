@@ -151,11 +151,11 @@ def test_room_that_is_not_used_for_long_is_given_back() -> None:
     slab = Slab(STATE, LIMITS)
     slab.reserve(LIMITS)
     full, small = taken(slab), Extent(4, 10, 10)
-    for _ in range(256):
+    for _ in range(32):
         slab.reserve(small)
     assert taken(slab) == full
     slab.reserve(Extent(20, 10, 10))  # in use again: the count begins anew
-    for _ in range(256):
+    for _ in range(32):
         slab.reserve(small)
     assert taken(slab) == full
     slab.reserve(small)

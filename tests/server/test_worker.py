@@ -104,9 +104,9 @@ def test_only_rows_that_requests_hold_are_run(bench_of, scripted_runner, caller,
     bench.put(*(caller(*one) for one in several))
     while bench.queue.unanswered:
         bench.worker.step()
-        totals = bench.telemetry.totals
-        assert sum(bench.runner.rows) == totals.rows
-        assert 0 <= totals.padded_rows <= totals.rows
+    totals = bench.telemetry.totals
+    assert sum(bench.runner.rows) == totals.rows
+    assert 0 <= totals.padded_rows <= totals.rows
     holding = sum(one.beam_size for _, one in several)
     assert max(bench.runner.rows) <= min(holding, bench.runner.limits.max_rows)
 

@@ -101,7 +101,9 @@ class OnnxRunner:
             ValueError: there are more rows than slots, or a row is as long as the limit already.
         """
         rows = len(tokens)
-        self._slab.grow(Extent(rows, 1 + int(lengths.max()), 1))
+        longest = max(lengths.tolist())
+        if rows > self._slab.extent.rows or longest >= self._slab.extent.positions:
+            self._slab.grow(Extent(rows, 1 + longest, 1))
         self._tokens[:rows, 0] = tokens
         self._lengths[:rows] = lengths
         binding = self._binding(rows, top_k)

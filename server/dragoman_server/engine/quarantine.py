@@ -46,6 +46,8 @@ class Quarantine:
 
     def drop(self, is_gone: Callable[[Request], bool]) -> list[Request]:
         """Take out those who are gone."""
+        if not self._groups:
+            return []
         gone = [request for request in self.requests if is_gone(request)]
         self._groups = [[one for one in group if one.request not in gone] for group in self._groups]
         return gone

@@ -10,14 +10,17 @@ Hypotheses live in arrays with one row a slot, and a step advances all beams of 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dragoman_server.engine.messages import FinishReason, Hypothesis, Request, length_penalty
-from dragoman_server.engine.repetition import Repetition, repeats
+from dragoman_server.engine.repetition import ends_in_loop, repeats
 from dragoman_server.engine.runner import FloatArray, IntArray, SlotCopy
 
 __all__ = ["Beam", "Search", "common_length"]
@@ -122,7 +125,7 @@ class Search:
         self._next = np.zeros(slots, np.int64)
         self._log_probs = np.full(slots, -np.inf)
         """Of each live hypothesis; without one, minus infinity."""
-        self._repetition = Repetition(slots, loop_tokens)
+        self._loop_tokens = loop_tokens
         self._constrained: list[Beam] = []
         """Those whose next token, the first, is given."""
 
@@ -150,7 +153,7 @@ class Search:
 
     def longest(self) -> int:
         """Tokens of the longest live hypothesis."""
-        return int(self._lengths.max())
+        return max(self._lengths.tolist())
 
     def idle(self, rows: int) -> int:
         """How many of the first slots have no live hypothesis."""
@@ -186,7 +189,7 @@ class Search:
             if moved:
                 beam.slots = tuple(moves.get(slot, slot) for slot in beam.slots)
         old, new = list(moves.keys()), list(moves.values())
-        for array in (self._tokens, self._lengths, self._next, self._log_probs, self._repetition.runs):
+        for array in (self._tokens, self._lengths, self._next, self._log_probs):
             array[new] = array[old]
         self._clear(old)
         return copies
@@ -210,7 +213,7 @@ class Search:
         copies: list[SlotCopy] = []
         for size, group in groups.items():
             if size == 1:
-                self._advance_greedy(group, log_probs[:, 0], token_ids[:, 0])
+                self._advance_greedy(group, log_probs, token_ids)
             else:
                 copies += self._advance_beams(group, log_probs[:, : 2 * size], token_ids[:, : 2 * size])
         return copies
@@ -226,25 +229,29 @@ class Search:
         return log_probs, token_ids
 
     def _advance_greedy(self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray) -> None:
-        """Append the best continuation of each row; `log_probs` and `token_ids` are `[rows]`."""
-        slots = np.array([beam.slots[0] for beam in group])  # [beams]
-        bounds = np.array([beam.max_length for beam in group])
-        tokens = token_ids[slots]
-        totals = self._log_probs[slots] + log_probs[slots]
-        possible = totals > -np.inf
-        self._append(slots, tokens, totals)
-        loops = self._repetition.is_loop(slots)
-        ended = ~possible | (tokens == self._eos_id) | (self._lengths[slots] == bounds) | loops
-        for index in np.nonzero(ended)[0].tolist():
-            beam, output = group[index], self.tokens(int(slots[index]))
-            if not possible[index]:
+        """Append the best continuation of each row; `log_probs` and `token_ids` are `[rows, k]`.
+
+        Number by number: between two steps the network drives numpy's code out of the processor's caches,
+        and to fetch it again takes longer than to go through the rows.
+        """
+        best, ids = log_probs[:, 0].tolist(), token_ids[:, 0].tolist()
+        for beam in group:
+            [slot] = beam.slots
+            token, total = ids[slot], self._log_probs.item(slot) + best[slot]
+            if total == -math.inf:
                 beam.ended = True
-            elif tokens[index] == self._eos_id:
+                continue
+            if token == self._eos_id:
                 beam.ended = True
-                beam.finish(output[:-1], float(totals[index]), FinishReason.STOP)
-            elif reason := self._cut(beam, len(output)):
+                beam.finish(self.tokens(slot), total, FinishReason.STOP)
+                continue
+            length = self._lengths.item(slot) + 1
+            self._tokens[slot, length - 1] = self._next[slot] = token
+            self._lengths[slot], self._log_probs[slot] = length, total
+            at_end = length == beam.max_length or self._is_loop(slot)
+            if at_end and (reason := self._cut(beam, length)):
                 beam.ended = True
-                beam.finish(output, float(totals[index]), reason)
+                beam.finish(self.tokens(slot), total, reason)
 
     def _advance_beams(
         self, group: Sequence[Beam], log_probs: FloatArray, token_ids: IntArray
@@ -253,12 +260,11 @@ class Search:
         slots = np.array([beam.slots for beam in group])  # [beams, size]
         lengths = self._lengths[slots[:, 0]]  # [beams]: the best hypothesis is a live one
         selection = self._select(group, slots, log_probs, token_ids)
-        new_slots, is_copy = _placed(slots, selection)
-        old_slots = np.take_along_axis(slots, selection.parents, axis=1)
+        old_slots = slots[_rows(slots), selection.parents]
+        new_slots, is_copy = _placed(slots, old_slots, selection)
         histories = self._histories_to_copy(lengths, old_slots, new_slots, is_copy)
         alive = selection.alive
         self._lengths[new_slots] = lengths[:, None]
-        self._repetition.runs[new_slots] = self._repetition.runs[old_slots]
         self._append(new_slots[alive], selection.tokens[alive], selection.log_probs[alive])
         self._clear(new_slots[~alive])
         for beam, placed in zip(group, new_slots.tolist(), strict=True):
@@ -277,8 +283,9 @@ class Search:
         totals = totals.reshape(count, size * width)
         # Stable: ties go to the earlier hypothesis, then to the earlier continuation.
         order = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * size]
-        best: NDArray[np.float64] = np.take_along_axis(totals, order, axis=1)
-        tokens = np.take_along_axis(token_ids[slots].reshape(count, size * width), order, axis=1)
+        each = _rows(slots)
+        best: NDArray[np.float64] = totals[each, order]
+        tokens = token_ids[slots].reshape(count, size * width)[each, order]
         parents = order // width
         possible, ends = best > -np.inf, tokens == self._eos_id
         for beam, rank in np.argwhere(ends[:, :size] & possible[:, :size]).tolist():
@@ -287,10 +294,10 @@ class Search:
         goes_on = possible & ~ends
         chosen = np.argsort(~goes_on, axis=1, kind="stable")[:, :size]
         return _Selection(
-            alive=np.take_along_axis(goes_on, chosen, axis=1),
-            parents=np.take_along_axis(parents, chosen, axis=1),
-            tokens=np.take_along_axis(tokens, chosen, axis=1),
-            log_probs=np.take_along_axis(best, chosen, axis=1),
+            alive=goes_on[each, chosen],
+            parents=parents[each, chosen],
+            tokens=tokens[each, chosen],
+            log_probs=best[each, chosen],
         )
 
     def _histories_to_copy(
@@ -317,7 +324,7 @@ class Search:
     def _end(self, group: Sequence[Beam], lengths: IntArray, alive: NDArray[np.bool_]) -> None:
         """Cut the hypotheses of beams that are too long or in a loop, and stop beams without any."""
         bounds = np.array([beam.max_length for beam in group])
-        loops = self._repetition.is_loop(np.array([beam.slots[0] for beam in group]))
+        loops = np.array([self._is_loop(beam.slots[0]) for beam in group])
         for index in np.nonzero((lengths == bounds) | ~alive[:, 0] | loops)[0].tolist():
             beam, live = group[index], self.live(group[index])
             if not live:
@@ -331,24 +338,45 @@ class Search:
         """Why a beam ends whose best hypothesis, so long, is too long or a loop; `None`: it goes on."""
         if length == beam.max_length:
             return FinishReason.LENGTH
-        return None if beam.may_loop(self._repetition.at_least) else FinishReason.REPETITION
+        return None if beam.may_loop(self._loop_tokens) else FinishReason.REPETITION
+
+    def _is_loop(self, slot: int) -> bool:
+        """Whether a slot's hypothesis has come to repeat itself."""
+        if not self._loop_tokens:
+            return False
+        return ends_in_loop(self._tokens[slot, : self._lengths.item(slot)], self._loop_tokens)
 
     def _append(self, slots: _Slots, tokens: IntArray, log_probs: NDArray[np.float64]) -> None:
-        self._repetition.append(slots, tokens, self._tokens, self._lengths[slots])
-        self._tokens[slots, self._lengths[slots]] = tokens
-        self._lengths[slots] += 1
+        lengths = self._lengths[slots]
+        self._tokens[slots, lengths] = tokens
+        self._lengths[slots] = lengths + 1
         self._next[slots] = tokens
         self._log_probs[slots] = log_probs
 
     def _clear(self, slots: Sequence[int] | _Slots) -> None:
-        self._repetition.runs[slots] = 0
         self._lengths[slots] = 0
         self._next[slots] = 0
         self._log_probs[slots] = -np.inf
 
 
-def _placed(slots: _Slots, selection: _Selection) -> tuple[_Slots, NDArray[np.bool_]]:
+def _rows(array: NDArray[Any]) -> NDArray[np.intp]:
+    """`[rows, 1]`, to index each row of `array` with its own columns; `take_along_axis` takes longer."""
+    return np.arange(len(array))[:, None]
+
+
+@functools.cache
+def _elder(size: int) -> NDArray[np.bool_]:
+    """`[size, size]`: whether the second of two ranks comes before the first."""
+    return np.tril(np.ones((size, size), np.bool_), -1)
+
+
+def _placed(slots: _Slots, old: _Slots, selection: _Selection) -> tuple[_Slots, NDArray[np.bool_]]:
     """Give every child a slot: the first of a parent keeps the parent's, the others take those of the dead.
+
+    Args:
+        slots: `[beams, size]`, the hypotheses' so far.
+        old: `[beams, size]`, those of the children's parents.
+        selection: The children.
 
     Returns:
         The children's slots `[beams, size]`, all of the beam's among them, and which children have to be
@@ -357,12 +385,9 @@ def _placed(slots: _Slots, selection: _Selection) -> tuple[_Slots, NDArray[np.bo
     size = slots.shape[1]
     alive, parents = selection.alive, selection.parents
     siblings = (parents[:, :, None] == parents[:, None, :]) & alive[:, None, :]  # [beams, child, other child]
-    elder = np.tril(np.ones((size, size), dtype=bool), -1)
-    stays = alive & ~(siblings & elder).any(axis=2)
+    stays = alive & ~(siblings & _elder(size)).any(axis=2)
     kept = ((np.arange(size)[:, None] == parents[:, None, :]) & alive[:, None, :]).any(axis=2)
-    vacant = np.take_along_axis(slots, np.argsort(kept, axis=1, kind="stable"), axis=1)
+    each = _rows(slots)
+    vacant = slots[each, np.argsort(kept, axis=1, kind="stable")]
     turn = np.maximum(np.cumsum(~stays, axis=1) - 1, 0)
-    placed = np.where(
-        stays, np.take_along_axis(slots, parents, axis=1), np.take_along_axis(vacant, turn, axis=1)
-    )
-    return placed, alive & ~stays
+    return np.where(stays, old, vacant[each, turn]), alive & ~stays

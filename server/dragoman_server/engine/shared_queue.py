@@ -110,8 +110,13 @@ class SharedQueue:
     @property
     def stopped(self) -> bool:
         """Whether the workers should end."""
-        with self._work:
-            return self._stopped
+        return self._stopped
+
+    def has_work_for(self, worker: int, held: int) -> bool:
+        """Whether `take` may return something for a worker that holds so many slots."""
+        # Before every step, so without the lock: both are single operations, and `take` looks again.
+        self._held[worker] = held
+        return self._scheduler.has_work
 
     def take(
         self,

@@ -28,7 +28,7 @@ _GROWTH = 1.25
 """How much more room to make at least. More leaves gaps between the rows, and reading them costs more."""
 _WASTE = 4
 """Times the memory in use at which arrays are too large, if they stay so for `_PATIENCE` reservations."""
-_PATIENCE = 256
+_PATIENCE = 32
 
 
 class _Block:

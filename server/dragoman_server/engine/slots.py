@@ -14,6 +14,7 @@ class SlotPool:
     def __init__(self, size: int) -> None:
         self.size = size
         self._used: set[int] = set()
+        self._has_gaps = False
 
     @property
     def in_use(self) -> int:
@@ -32,12 +33,13 @@ class SlotPool:
             count: At most those that are not taken.
         """
         slots = tuple(islice((slot for slot in range(self.size) if slot not in self._used), count))
-        self._used.update(slots)
+        self._used.update(slots)  # the lowest: where there was no gap, there is none
         return slots
 
     def release(self, slots: Iterable[int]) -> None:
         """Give slots back."""
         self._used.difference_update(slots)
+        self._has_gaps = True
 
     def compact(self) -> dict[int, int]:
         """Move the taken slots to `0 .. in_use - 1`.
@@ -47,6 +49,9 @@ class SlotPool:
             `in_use`, new ones all below it.
         """
         rows = len(self._used)
+        if not self._has_gaps:
+            return {}
+        self._has_gaps = False
         holes = (slot for slot in range(rows) if slot not in self._used)
         moves = dict(zip(sorted(slot for slot in self._used if slot >= rows), holes, strict=True))
         self._used = set(range(rows))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
@@ -117,6 +117,9 @@ class Totals:
     )
 
 
+_COUNTS = tuple(field.name for field in fields(Totals) if field.name != "outcomes")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine at one moment."""
@@ -161,7 +164,8 @@ class Telemetry:
     def __init__(self, observer: Observer | None = None) -> None:
         self._observer = observer
         self._lock = threading.Lock()
-        self._totals = Totals()
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._outcomes = dict.fromkeys(Outcome, 0)
         self._failed_batches = 0
 
     @property
@@ -171,58 +175,47 @@ class Telemetry:
 
     def batch(self, *, failed: bool) -> None:
         """Note a run of the network: whether it failed, or gave no row a number."""
-        with self._lock:
-            self._failed_batches = self._failed_batches + 1 if failed else 0
+        if failed or self._failed_batches:
+            with self._lock:
+                self._failed_batches = self._failed_batches + 1 if failed else 0
 
     @property
     def totals(self) -> Totals:
         """The counts so far."""
-        return self._totals
+        with self._lock:
+            return Totals(**self._counts, outcomes=MappingProxyType(dict(self._outcomes)))
 
     def refused(self, error: BusyError) -> None:
         """Count a request turned away."""
         with self._lock:
-            self._totals = replace(self._totals, refused=self._totals.refused + 1)
+            self._counts["refused"] += 1
         if self._observer is not None:
             self._tell(self._observer.on_refused, error.cause)
 
     def encoded(self, record: EncodeRecord) -> None:
         """Count an encoder batch."""
         with self._lock:
-            totals = self._totals
-            self._totals = replace(
-                totals,
-                encoder_batches=totals.encoder_batches + 1,
-                encoder_tokens=totals.encoder_tokens + record.tokens,
-                encoder_padding=totals.encoder_padding + record.padding,
-            )
+            self._counts["encoder_batches"] += 1
+            self._counts["encoder_tokens"] += record.tokens
+            self._counts["encoder_padding"] += record.padding
         if self._observer is not None:
             self._tell(self._observer.on_encode, record)
 
-    def stepped(self, record: StepRecord) -> None:
-        """Count a decode step."""
+    def stepped(self, records: Sequence[StepRecord]) -> None:
+        """Count decode steps."""
         with self._lock:
-            totals = self._totals
-            self._totals = replace(
-                totals,
-                steps=totals.steps + 1,
-                rows=totals.rows + record.rows,
-                padded_rows=totals.padded_rows + record.padded_rows,
-            )
+            self._counts["steps"] += len(records)
+            self._counts["rows"] += sum(record.rows for record in records)
+            self._counts["padded_rows"] += sum(record.padded_rows for record in records)
         if self._observer is not None:
-            self._tell(self._observer.on_step, record)
+            for record in records:
+                self._tell(self._observer.on_step, record)
 
     def finished(self, record: FinishRecord) -> None:
         """Count a request's end."""
         with self._lock:
-            totals = self._totals
-            outcomes = dict(totals.outcomes)
-            outcomes[record.outcome] += 1
-            self._totals = replace(
-                totals,
-                output_tokens=totals.output_tokens + record.output_tokens,
-                outcomes=MappingProxyType(outcomes),
-            )
+            self._outcomes[record.outcome] += 1
+            self._counts["output_tokens"] += record.output_tokens
         if self._observer is not None:
             self._tell(self._observer.on_finished, record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,11 @@ from dragoman_server.errors import (
 __all__ = ["Worker"]
 
 _log = logging.getLogger(__name__)
+
+_TELL_SECONDS = 0.05
+"""How long the telemetry may go without being told of the latest steps."""
+_POSITIONS = 16
+"""Positions for which room is reserved at a time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -82,11 +88,18 @@ class Worker:
         self._number = number
         self._clock = clock
         limits = runner.limits
+        self._vocabulary_size = limits.vocabulary_size
         self._slots = SlotPool(limits.max_rows)
         self._search = Search(limits.max_rows, limits.max_target_tokens, bos_id, eos_id, loop_tokens)
         self._decoding: list[_Decoding] = []
         self._quarantine = Quarantine()
         self._steps = 0
+        self._untold: list[StepRecord] = []
+        self._told = 0.0
+        self._widest = 1
+        """The greatest beam size of those who decode."""
+        self._reserved = 0
+        """Positions that the runner has room for; 0 after a change of those who decode."""
         self._busy_since: float | None = None
 
     @property
@@ -108,6 +121,7 @@ class Worker:
             self._leave(decoding, Failed(_shut_down()))
         for request in [*self._quarantine.requests, *self._queue.take_all()]:
             self._answers.end(request, Failed(_shut_down()))
+        self._tell_steps()
 
     def step(self) -> None:
         """Take in what waits, run one decode step, and answer what is finished."""
@@ -140,6 +154,11 @@ class Worker:
         if self._quarantine.is_open and not self._decoding:
             for suspect in self._quarantine.next_group():
                 self._encode([suspect.request], suspect.admitted, suspect.progress)
+        if self._queue.has_work_for(self._number, self._slots.in_use):
+            self._take_in(now)
+
+    def _take_in(self, now: float) -> None:
+        """Encode who is admitted of those who wait, and answer who waits in vain."""
         # Who is in quarantine shares no step with anybody who is not.
         fits = _no_room if self._quarantine.is_open else self._runner.fits
         intake = self._queue.take(self._number, self._promised(), fits, now, self._occupancy())
@@ -209,6 +228,7 @@ class Worker:
         self._telemetry.encoded(EncodeRecord(len(batch), sum(lengths), padding, ended - started))
         for request, held in zip(batch, slots, strict=True):
             beam = self._search.start(request, held)
+            self._reserved = 0
             self._decoding.append(_Decoding(request, beam, admitted, ended, progress, self._steps))
 
     def _run(self) -> tuple[FloatArray, IntArray]:
@@ -216,15 +236,28 @@ class Worker:
         started = self._clock()
         self._compact()
         rows = self._slots.in_use
+        self._reserve()
         tokens, lengths = self._search.inputs(rows)
-        idle = self._search.idle(rows)
-        widest = max(decoding.beam.size for decoding in self._decoding)
-        top_k = min(2 * widest, self._runner.limits.vocabulary_size)
-        self._runner.reserve(self._used())
+        idle = self._search.idle(rows) if self._widest > 1 else 0
         self._steps += 1
-        result = self._runner.step(tokens, lengths, top_k)
-        self._telemetry.stepped(StepRecord(rows, idle, self._clock() - started))
+        result = self._runner.step(tokens, lengths, min(2 * self._widest, self._vocabulary_size))
+        self._untold.append(StepRecord(rows, idle, self._clock() - started))
         return result
+
+    def _reserve(self) -> None:
+        """Make room for the next step, and for some after it, where there may be too little or too much."""
+        if self._reserved > self._search.longest():
+            return
+        self._widest = max(decoding.beam.size for decoding in self._decoding)
+        used = self._used()
+        steps = -(-used.positions // _POSITIONS)
+        self._reserved = min(steps * _POSITIONS, self._runner.limits.max_target_tokens)
+        self._runner.reserve(replace(used, positions=self._reserved))
+
+    def _tell_steps(self) -> None:
+        if self._untold:
+            self._telemetry.stepped(self._untold)
+            self._untold = []
 
     def _compact(self) -> None:
         """Move the last rows into the gaps: to copy a row once is cheaper than to run a gap once."""
@@ -251,9 +284,10 @@ class Worker:
 
     def _fail_without_numbers(self, log_probs: FloatArray) -> None:
         """Fail the requests whose rows hold NaN, and no others."""
-        broken = set(np.nonzero(np.isnan(log_probs))[0].tolist())
-        if not broken:
+        # A row's best is NaN where any of it is; Python's own sum, as numpy's takes longer to fetch.
+        if not math.isnan(sum(log_probs[:, 0].tolist())):
             return
+        broken = set(np.nonzero(np.isnan(log_probs[:, 0]))[0].tolist())
         for decoding in list(self._decoding):
             guilty = broken.intersection(self._search.live(decoding.beam))
             if guilty:
@@ -264,6 +298,9 @@ class Worker:
     def _update(self) -> None:
         """Answer what is finished and report progress."""
         now = self._clock()
+        if now - self._told > _TELL_SECONDS:
+            self._told = now
+            self._tell_steps()
         for decoding in list(self._decoding):
             if decoding.beam.done:
                 self._queue.finished(decoding.request, now - decoding.admitted)
@@ -279,10 +316,12 @@ class Worker:
 
     def _leave(self, decoding: _Decoding, event: Finished | Failed) -> None:
         self._release(decoding)
+        self._tell_steps()  # whoever is answered finds them counted
         row_steps = decoding.beam.size * (self._steps - decoding.first_step)
         self._answers.end(decoding.request, event, row_steps)
 
     def _release(self, decoding: _Decoding) -> None:
+        self._reserved = 0
         self._decoding.remove(decoding)
         self._search.release(decoding.beam)
         self._slots.release(decoding.beam.slots)
