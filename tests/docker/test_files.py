@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from dragoman_server.config import ServerConfig
+from dragoman_server.service.health import LIVENESS
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -129,6 +130,7 @@ def test_the_deployment_keeps_its_promises() -> None:
     assert pod["terminationGracePeriodSeconds"] > sleep + drain + 3
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["grpc"]["port"] == int(given["health-port"])
+    assert container["livenessProbe"]["grpc"] == {"port": int(given["health-port"]), "service": LIVENESS}
     context = container["securityContext"]
     assert context["readOnlyRootFilesystem"] is True
     assert context["allowPrivilegeEscalation"] is False

@@ -18,6 +18,7 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 from dragoman_server.config import CallLimits
 from dragoman_server.models import ModelTable
+from dragoman_server.service.health import LIVENESS, Health
 from dragoman_server.service.listening import Listener
 from dragoman_server.service.server import SERVICE_NAME, GrpcServer
 
@@ -107,6 +108,33 @@ def test_each_model_has_a_state_of_its_own(model: Any, engine: Any) -> None:
     asyncio.run(run())
 
 
+def test_only_a_network_of_no_use_makes_the_server_better_started_anew(model: Any, engine: Any) -> None:
+    async def run() -> None:
+        async with loading(model(engine)) as (server, channel):
+            watch = HealthStub(channel).Watch(asked(LIVENESS))
+            assert (await watch.read()).status == SERVING
+            server.open()
+            server.set_models({"shout": False})
+            assert (await watch.read()).status == NOT_SERVING
+            server.set_models({"shout": True})
+            assert (await watch.read()).status == SERVING
+            watch.cancel()
+
+    asyncio.run(run())
+
+
+def test_who_drains_is_not_to_be_started_anew() -> None:
+    async def run() -> None:
+        health = Health("")
+        health.say_of_models({"shout": True})
+        for serving in (False, True, False):
+            health.say(serving)
+            assert (await health.Check(asked(""), None)).status == (SERVING if serving else NOT_SERVING)
+            assert (await health.Check(asked(LIVENESS), None)).status == SERVING
+
+    asyncio.run(run())
+
+
 def test_every_name_is_listed_with_its_state(model: Any, engine: Any) -> None:
     async def run() -> None:
         async with loading(model(engine)) as (server, channel):
@@ -114,7 +142,7 @@ def test_every_name_is_listed_with_its_state(model: Any, engine: Any) -> None:
             for expected in (NOT_SERVING, SERVING):
                 statuses = (await HealthStub(channel).List(health_pb2.HealthListRequest())).statuses
                 listed = {name: response.status for name, response in statuses.items()}
-                assert listed == {"": expected, SERVICE_NAME: expected, "shout": expected}
+                assert listed == {"": expected, SERVICE_NAME: expected, "shout": expected, LIVENESS: SERVING}
                 server.open()
 
     asyncio.run(run())

@@ -14,7 +14,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["Health"]
+__all__ = ["LIVENESS", "Health"]
+
+LIVENESS = "liveness"
+"""The name by which to ask whether the server is of any use, or had better be started anew."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Response = health_pb2.HealthCheckResponse
@@ -24,7 +27,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """One state under several names, and one of each model; NOT_SERVING at first. Used from one event loop.
 
     A model's name is that of a service to ask for, too. The server is SERVING while it takes calls and all
-    its models are; a model is while the server takes calls and its network is of use.
+    its models are; a model is while the server takes calls and its network is of use. `LIVENESS` is SERVING
+    while the models are, whether or not the server takes calls: who loads or drains is not to be killed.
 
     Args:
         names: Of services; the empty one stands for the whole server.
@@ -64,7 +68,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self, request: health_pb2.HealthListRequest, context: _Context
     ) -> health_pb2.HealthListResponse:
         """The state now of every name."""
-        statuses = {name: _Response(status=self._status(name)) for name in (*self._names, *self._models)}
+        names = (*self._names, LIVENESS, *self._models)
+        statuses = {name: _Response(status=self._status(name)) for name in names}
         return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(  # noqa: N802
@@ -81,10 +86,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await changed.wait()
 
     def _status(self, name: str) -> int:
+        well = all(self._models.values())
         if name in self._names:
-            well = all(self._models.values())
+            serving = self._serving and well
+        elif name == LIVENESS:
+            serving = well
         elif name in self._models:
-            well = self._models[name]
+            serving = self._serving and self._models[name]
         else:
             return int(_Response.SERVICE_UNKNOWN)
-        return int(_Response.SERVING if self._serving and well else _Response.NOT_SERVING)
+        return int(_Response.SERVING if serving else _Response.NOT_SERVING)
